@@ -1,0 +1,11 @@
+"""Llama 3 and its KV cache, small enough to read and fast enough to use."""
+
+from llama3_edu.attention import attend, attention_weights, fused_attend, repeat_kv
+from llama3_edu.cache import ContiguousCache, GrowingCache, KVCache, NoCache
+from llama3_edu.config import LlamaConfig, RopeScaling
+from llama3_edu.generate import generate, stream
+from llama3_edu.memory import format_bytes, kv_bytes, kv_bytes_per_token, max_batch, parameter_count, weight_bytes
+from llama3_edu.model import Attention, Block, FeedForward, Llama, RMSNorm
+from llama3_edu.positions import PAD, causal_mask, left_pad, right_pad
+from llama3_edu.rope import rope_angles, rope_frequencies, rotate
+from llama3_edu.sampling import greedy, sampler

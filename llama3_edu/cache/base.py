@@ -1,0 +1,128 @@
+"""What every cache promises, and the cache that keeps nothing."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llama3_edu.positions import PAD
+
+__all__ = ["KVCache", "NoCache"]
+
+
+class KVCache(ABC):
+    """Keys and values of the tokens a batch has seen.
+
+    A forward pass calls `reserve` once, then `update` once per layer. Keys come in after their rotation and before
+    `repeat_kv`. The cache alone knows how many tokens it holds.
+    """
+
+    @property
+    @abstractmethod
+    def seq_lens(self) -> Int[Tensor, "batch"]:
+        """Tokens held, per row."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes really allocated for keys and values, used or not."""
+
+    @abstractmethod
+    def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch kv_len"]:
+        """Make room for new tokens, once per forward.
+
+        Args:
+            positions: where the new tokens stand. Each row continues where it stopped: `seq_lens[row]`,
+                `seq_lens[row] + 1`, …, with `PAD` before, after or between.
+
+        Returns:
+            The position of every key that the next `update` of each layer will hand back; `PAD` where there is none.
+
+        Raises:
+            ValueError: a row does not continue where it stopped, the batch has another size, or there is no room. Nothing
+                is changed then.
+        """
+
+    @abstractmethod
+    def update(
+        self,
+        layer: int,
+        k: Float[Tensor, "batch new_len n_kv_heads head_dim"],
+        v: Float[Tensor, "batch new_len n_kv_heads head_dim"],
+    ) -> tuple[Float[Tensor, "batch kv_len n_kv_heads head_dim"], Float[Tensor, "batch kv_len n_kv_heads head_dim"]]:
+        """Store one layer's new keys and values at the places reserved; return all that the layer holds.
+
+        What is handed back at a `PAD` position is finite and means nothing.
+        """
+
+    @abstractmethod
+    def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
+        """Let row i continue what row `parents[i]` held. A row may have several heirs or none.
+
+        Raises:
+            IndexError: a parent is not a row of this cache. Nothing is changed then.
+        """
+
+
+class NoCache(KVCache):
+    """The cache that keeps nothing: it hands keys and values straight back.
+
+    The model then attends to the tokens it was just given and to no others, so all of them must be given every time.
+    """
+
+    @property
+    def seq_lens(self) -> Int[Tensor, "1"]:
+        """Zero, once: it stands for every row of any batch."""
+        return torch.zeros(1, dtype=torch.long)
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch new_len"]:
+        return positions
+
+    def update(
+        self,
+        layer: int,
+        k: Float[Tensor, "batch new_len n_kv_heads head_dim"],
+        v: Float[Tensor, "batch new_len n_kv_heads head_dim"],
+    ) -> tuple[Float[Tensor, "batch new_len n_kv_heads head_dim"], Float[Tensor, "batch new_len n_kv_heads head_dim"]]:
+        return k, v
+
+    def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
+        pass
+
+
+def continued(positions: Int[Tensor, "batch new_len"], seq_lens: list[int]) -> list[list[int]]:
+    """Return each row's new positions without padding, after checking that they continue what the rows hold.
+
+    Raises:
+        ValueError: another number of rows, or a row that does not continue at its length.
+    """
+    rows = [[position for position in row if position != PAD] for row in positions.tolist()]
+    if len(rows) != len(seq_lens):
+        raise ValueError(f"the cache holds {len(seq_lens)} rows; it was given positions for {len(rows)}")
+    for row, (new, held) in enumerate(zip(rows, seq_lens)):
+        if new != list(range(held, held + len(new))):
+            raise ValueError(
+                f"row {row} of the cache holds {held} tokens, so its next position is {held}; it was given positions {_short(new)}"
+            )
+    return rows
+
+
+def check_fits(
+    stored: tuple[int, ...], k: Float[Tensor, "batch new_len n_kv_heads head_dim"], dtype: torch.dtype
+) -> None:
+    """Raise ValueError unless keys have the heads and the type of number that the cache was made for."""
+    if tuple(k.shape[2:]) != stored or k.dtype != dtype:
+        raise ValueError(
+            f"the cache was made for {stored[0]} KV heads of {stored[1]} {dtype} each; "
+            f"it was given {k.shape[2]} of {k.shape[3]} {k.dtype}"
+        )
+
+
+def _short(positions: list[int]) -> str:
+    shown = ", ".join(map(str, positions[:4]))
+    return f"{shown}, …" if len(positions) > 4 else shown

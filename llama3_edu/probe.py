@@ -1,0 +1,62 @@
+"""Run a model once and look inside: every layer's queries, keys, values and weights, and what one changed token changes."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from llama3_edu.attention import attend, attention_weights
+from llama3_edu.cache.base import KVCache
+from llama3_edu.model import Llama
+
+__all__ = ["Inside", "look_inside"]
+
+
+@dataclass
+class Inside:
+    """What one forward pass computed, layer by layer.
+
+    Args:
+        q: queries after rotation, one `[batch new_len n_heads head_dim]` per layer.
+        k: all keys attended to, after rotation, one `[batch kv_len n_kv_heads head_dim]` per layer.
+        v: all values attended to, of the same shape.
+        weights: attention weights, one `[batch n_heads new_len kv_len]` per layer.
+        logits: `[batch new_len vocab_size]`.
+    """
+
+    q: list[Tensor] = field(default_factory=list)
+    k: list[Tensor] = field(default_factory=list)
+    v: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Be `attend`, and keep what goes by."""
+        self.q.append(q)
+        self.k.append(k.clone())
+        self.v.append(v.clone())
+        self.weights.append(attention_weights(q, k, mask))
+        return attend(q, k, v, mask)
+
+
+@torch.inference_mode()
+def look_inside(
+    model: Llama,
+    tokens: Int[Tensor, "batch new_len"],
+    cache: KVCache | None = None,
+    positions: Int[Tensor, "batch new_len"] | None = None,
+) -> Inside:
+    """Run the model once with the readable `attend` and return what it computed on the way.
+
+    The model is left as it was. Arguments and errors are those of `Llama.forward`.
+    """
+    inside = Inside()
+    before = [block.attention.attend for block in model.layers]
+    model.use_attention(inside.attend)
+    try:
+        inside.logits = model(tokens, cache, positions)
+    finally:
+        for block, attend_before in zip(model.layers, before):
+            block.attention.attend = attend_before
+    return inside
