@@ -1,5 +1,7 @@
 """Llama 3, in five short classes to be read from top to bottom."""
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -108,6 +110,16 @@ class Llama(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Llama":
+        """Load a trained model from a directory or from `owner/name` on the Hugging Face hub: see `load_checkpoint`."""
+        # Imported late: a checkpoint is made of a model, and a model need not know of files.
+        from llama3_edu.checkpoint import load_checkpoint
+
+        return load_checkpoint(path_or_repo, device=device, dtype=dtype)
 
     @property
     def device(self) -> torch.device:
