@@ -1,0 +1,75 @@
+# Two commands matter: `make book` and `make test`. Each makes .venv and installs what it needs, once; nothing outside this
+# folder is touched, except that `make test` installs Chromium with apt-get where a Debian machine has no browser.
+
+PYTHON ?= python3
+CHROMIUM ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BUILT := _build/.built
+
+BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
+PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
+
+# Kernels come from .venv, and whatever IPython, Jupyter and matplotlib write for themselves stays in it.
+export JUPYTER_PREFER_ENV_PATH := 1
+export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/var/jupyter
+export JUPYTER_RUNTIME_DIR := $(CURDIR)/$(VENV)/var/jupyter/runtime
+export IPYTHONDIR := $(CURDIR)/$(VENV)/var/ipython
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/var/matplotlib
+# Kernel connection files need a port each; frozen modules only make the debugger complain.
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Nothing here fetches a model; a test that tried to would be a mistake.
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install book test test-unit test-notebooks test-browser test-slow notebooks lock clean clean-all
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## Make .venv and install everything into it
+
+$(INSTALLED): requirements.txt pyproject.toml tools/environment.sh
+	PYTHON="$(PYTHON)" tools/environment.sh
+	@touch $@
+
+book: $(BUILT) ## Execute every chapter and build the site: _build/html/index.html
+	@echo "The book is in _build/html/index.html"
+
+$(BUILT): $(INSTALLED) $(BOOK_SOURCES) $(PACKAGE_SOURCES)
+	rm -rf _build
+	$(BIN)/jupyter-book build . --all -W --keep-going
+	@touch $@
+
+test: test-unit test-notebooks test-browser ## Run every test but the slow ones
+
+test-unit: $(INSTALLED) ## Test the package: units, properties, parity with transformers
+	$(BIN)/python -m pytest tests --ignore tests/book
+
+test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come out as committed
+	$(BIN)/python -m pytest tests/book/test_notebooks.py
+	$(BIN)/python -m pytest --nbval --nbval-current-env book
+
+test-browser: $(BUILT) ## Test the built site: links, foreign requests, and its widgets in a browser
+	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
+	$(BIN)/python -m pytest tests/book --ignore tests/book/test_notebooks.py
+
+test-slow: $(INSTALLED) ## Run the slow tests: the built wheel alone in an empty environment
+	$(BIN)/python -m pytest tests -m slow --ignore tests/book/test_site.py --ignore tests/book/test_browser.py
+
+notebooks: $(INSTALLED) ## Execute every notebook in place and make it ready to commit
+	$(BIN)/python tools/notebooks.py run
+
+lock: $(INSTALLED) ## Resolve requirements.in anew into requirements.txt
+	$(BIN)/python -m pip install --quiet uv
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
+	    --no-annotate requirements.in --output-file requirements.txt
+
+clean: ## Remove what was built; keep .venv
+	rm -rf _build build dist .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-all: clean ## Remove .venv as well
+	rm -rf $(VENV)
