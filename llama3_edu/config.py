@@ -75,8 +75,7 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size", "max_seq_len"):
-            value = getattr(self, name)
-            _require(_is_integer(value) and value > 0, name, "a whole number above 0", value)
+            _require_size(name, getattr(self, name))
         _require(self.n_heads % self.n_kv_heads == 0, "n_kv_heads", f"a divisor of n_heads ({self.n_heads})", self.n_kv_heads)
         if self.head_dim == 0:
             _require(self.dim % self.n_heads == 0, "n_heads", f"a divisor of dim ({self.dim}), or an explicit head_dim", self.n_heads)
@@ -87,6 +86,7 @@ class LlamaConfig:
         )
         for name in ("norm_eps", "rope_theta"):
             _require(_is_number(getattr(self, name)) and getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        _require(isinstance(self.tie_embeddings, bool), "tie_embeddings", "true or false", self.tie_embeddings)
 
     @property
     def n_rep(self) -> int:
@@ -173,13 +173,14 @@ _HUGGING_FACE_NAMES = {
 
 def _from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
     _refuse_what_is_not_llama(fields)
-    # transformers leaves out what equals its own defaults: as many KV heads as heads, untied, head_dim = dim / n_heads.
-    found = {ours: fields[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if fields.get(theirs) is not None}
-    found.setdefault("n_kv_heads", _required(fields, "num_attention_heads"))
     for ours in ("dim", "n_layers", "n_heads", "hidden_dim", "vocab_size"):
-        _required(fields, _HUGGING_FACE_NAMES[ours])
+        theirs = _HUGGING_FACE_NAMES[ours]
+        _require_size(theirs, _required(fields, theirs))
+    # What a file leaves out has the value that transformers gives it, which is not always Llama 3's.
+    defaults = {"n_kv_heads": fields["num_attention_heads"], "max_seq_len": 2048, "norm_eps": 1e-6}
+    found = {ours: fields[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if fields.get(theirs) is not None}
     theta, scaling = _rope_of(fields)
-    return LlamaConfig(**found, rope_theta=theta, rope_scaling=scaling)
+    return LlamaConfig(**{**defaults, **found}, rope_theta=theta, rope_scaling=scaling)
 
 
 def _refuse_what_is_not_llama(fields: Mapping[str, Any]) -> None:
@@ -215,6 +216,8 @@ def _rope_of(fields: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def _from_meta(fields: Mapping[str, Any]) -> LlamaConfig:
+    for key in ("quantization_args", "lora_args", "moe_args"):
+        _require(fields.get(key) is None, key, "left out", fields.get(key))
     dim, n_layers, n_heads, vocab_size = (_required(fields, name) for name in ("dim", "n_layers", "n_heads", "vocab_size"))
     released = _released_like(fields)
     scaling = None
@@ -241,14 +244,18 @@ def _from_meta(fields: Mapping[str, Any]) -> LlamaConfig:
 
 def _released_like(fields: Mapping[str, Any]) -> LlamaConfig | None:
     """Return the released model with scaled RoPE that these Meta fields describe, if they describe one."""
-    same = lambda config: (config.dim, config.n_layers, config.n_heads) == tuple(fields[n] for n in ("dim", "n_layers", "n_heads"))
-    return next((config for config in PRESETS.values() if fields.get("use_scaled_rope") and config.rope_scaling and same(config)), None)
+    shape = (fields["dim"], fields["n_layers"], fields["n_heads"])
+    scaled = [config for config in PRESETS.values() if config.rope_scaling and fields.get("use_scaled_rope")]
+    return next((config for config in scaled if (config.dim, config.n_layers, config.n_heads) == shape), None)
 
 
 def _meta_hidden_dim(fields: Mapping[str, Any]) -> int:
     """Meta's files give the feed-forward width as two thirds of `4 * dim`, stretched, then rounded up to a multiple."""
-    stretched = int((fields.get("ffn_dim_multiplier") or 1.0) * int(2 * 4 * fields["dim"] / 3))
-    multiple = _required(fields, "multiple_of")
+    multiplier, multiple = fields.get("ffn_dim_multiplier") or 1.0, _required(fields, "multiple_of")
+    _require_size("dim", fields["dim"])
+    _require_size("multiple_of", multiple)
+    _require(_is_number(multiplier) and multiplier > 0, "ffn_dim_multiplier", "a number above 0", multiplier)
+    stretched = int(multiplier * int(2 * 4 * fields["dim"] / 3))
     return multiple * math.ceil(stretched / multiple)
 
 
@@ -262,6 +269,10 @@ def _required(fields: Mapping[str, Any], key: str, *, inside: str = "", hint: st
 def _require(holds: bool, key: str, wanted: str, given: Any) -> None:
     if not holds:
         raise ValueError(f"{key} should be {wanted}; it is {given!r}")
+
+
+def _require_size(key: str, value: Any) -> None:
+    _require(_is_integer(value) and value > 0, key, "a whole number above 0", value)
 
 
 def _is_integer(value: Any) -> bool:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from llama3_edu.cache.base import KVCache, NoCache
+from llama3_edu.cache.base import KVCache, NoCache, lengths
 from llama3_edu.events import Observer, TokenChosen, TokensComputed, ignore
 from llama3_edu.model import Llama
 from llama3_edu.positions import PAD
@@ -38,7 +38,6 @@ def generate(
     return torch.cat((tokens, *(step[:, None] for step in steps)), dim=1)
 
 
-@torch.inference_mode()
 def stream(
     model: Llama,
     tokens: Int[Tensor, "batch prompt_len"],
@@ -65,19 +64,21 @@ def stream(
         observer: is told `TokensComputed` for every forward and `TokenChosen` for every row that goes on.
 
     Raises:
-        ValueError: `max_new_tokens` is below 0, the cache holds a whole prompt already (its last token must be run, or there are
-            no logits to choose from), or what `Llama.forward` refuses.
+        ValueError: `max_new_tokens` is below 0, the cache holds the whole prompt of a row already (its last token must be run, or
+            there are no logits to choose from), or what `Llama.forward` refuses.
     """
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens should be at least 0; it is {max_new_tokens}")
     cache = NoCache() if cache is None else cache
     positions = _default_positions(tokens) if positions is None else positions
+    _check_unseen(positions, cache)
     stops = torch.tensor(list(stop_ids), dtype=tokens.dtype, device=tokens.device)
     done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     for _ in range(max_new_tokens):
         seen = _columns_held(positions, cache)
         observer(TokensComputed(positions=_without_padding(positions[:, seen:])))
-        logits = model.next_logits(tokens[:, seen:], cache, positions[:, seen:])
+        with torch.no_grad():  # not inference_mode: the cache may be used outside, where gradients are on
+            logits = model.next_logits(tokens[:, seen:], cache, positions[:, seen:])
         chosen = torch.where(done, tokens[:, -1], choose(logits))
         at = torch.where(done, PAD, positions.amax(dim=1) + 1)
         _report(chosen, at, observer)
@@ -95,13 +96,20 @@ def _default_positions(tokens: Tensor) -> Int[Tensor, "batch prompt_len"]:
 
 def _columns_held(positions: Int[Tensor, "batch total_len"], cache: KVCache) -> int:
     """Return how many leading columns need not be run: every row's token there is padding or in the cache."""
-    held = positions < cache.seq_lens.to(positions.device)[:, None]
-    seen = int(held.all(dim=0).cumprod(dim=0).sum())
-    if seen == positions.shape[1]:
-        raise ValueError(
-            f"the cache holds all {seen} tokens given; at least the last one must be new, or there are no logits to choose from"
-        )
-    return seen
+    return int(_held(positions, cache).all(dim=0).cumprod(dim=0).sum())
+
+
+def _check_unseen(positions: Int[Tensor, "batch prompt_len"], cache: KVCache) -> None:
+    for row, all_held in enumerate(_held(positions, cache).all(dim=1).tolist()):
+        if all_held:
+            raise ValueError(
+                f"row {row} has no token that is new to the cache; its last one must be, or there are no logits to choose from"
+            )
+
+
+def _held(positions: Int[Tensor, "batch total_len"], cache: KVCache) -> Bool[Tensor, "batch total_len"]:
+    """True where there is nothing to run: the token is padding or in the cache."""
+    return positions < lengths(cache, len(positions)).to(positions.device)[:, None]
 
 
 def _without_padding(positions: Tensor) -> tuple[tuple[int, ...], ...]:

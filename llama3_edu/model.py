@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llama3_edu.attention import AttentionFunction, fused_attend
-from llama3_edu.cache.base import KVCache, NoCache
+from llama3_edu.cache.base import KVCache, NoCache, lengths
 from llama3_edu.config import LlamaConfig
 from llama3_edu.positions import PAD, causal_mask
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
@@ -148,7 +148,8 @@ class Llama(nn.Module):
             positions: where each token stands, `PAD` for padding. None: each row continues where the cache ends.
 
         Raises:
-            ValueError: no token was given, an id is outside the vocabulary, or the cache refuses the positions.
+            ValueError: no token was given, an id is outside the vocabulary, `positions` has another shape than `tokens`, or the cache
+                refuses the positions.
         """
         return self.output(self._hidden(tokens, cache, positions)[0])
 
@@ -172,11 +173,11 @@ class Llama(nn.Module):
         self, tokens: Tensor, cache: KVCache | None, positions: Tensor | None
     ) -> tuple[Float[Tensor, "batch new_len dim"], Int[Tensor, "batch new_len"]]:
         """Run every block; return the normed residual stream, and the positions that were used."""
-        self._check(tokens)
         cache = NoCache() if cache is None else cache
         if positions is None:
-            new = torch.arange(tokens.shape[1], device=tokens.device)
-            positions = (cache.seq_lens.to(tokens.device)[:, None] + new).expand(tokens.shape)
+            batch, new_len = tokens.shape
+            positions = lengths(cache, batch).to(tokens.device)[:, None] + torch.arange(new_len, device=tokens.device)
+        self._check(tokens, positions)
         key_positions = cache.reserve(positions)
         mask = causal_mask(positions, key_positions)
         mask = None if mask.all() else mask
@@ -186,9 +187,11 @@ class Llama(nn.Module):
             x = block(x, cos, sin, mask, cache)
         return self.norm(x), positions
 
-    def _check(self, tokens: Tensor) -> None:
+    def _check(self, tokens: Tensor, positions: Tensor) -> None:
         if tokens.numel() == 0:
             raise ValueError(f"the model needs at least one token per row; it was given tokens of shape {list(tokens.shape)}")
+        if positions.shape != tokens.shape:
+            raise ValueError(f"every token needs a position; tokens are {list(tokens.shape)}, positions {list(positions.shape)}")
         low, high = tokens.min().item(), tokens.max().item()
         if low < 0 or high >= self.config.vocab_size:
             wrong = low if low < 0 else high

@@ -1,6 +1,6 @@
-"""Run a model once and look inside: every layer's queries, keys, values and weights, and what one changed token changes."""
+"""Run a model once and look inside: every layer's queries, keys, values and weights."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -13,7 +13,7 @@ from llama3_edu.model import Llama
 __all__ = ["Inside", "look_inside"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inside:
     """What one forward pass computed, layer by layer.
 
@@ -25,22 +25,14 @@ class Inside:
         logits: `[batch new_len vocab_size]`.
     """
 
-    q: list[Tensor] = field(default_factory=list)
-    k: list[Tensor] = field(default_factory=list)
-    v: list[Tensor] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Be `attend`, and keep what goes by."""
-        self.q.append(q)
-        self.k.append(k.clone())
-        self.v.append(v.clone())
-        self.weights.append(attention_weights(q, k, mask))
-        return attend(q, k, v, mask)
+    q: tuple[Tensor, ...]
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    logits: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def look_inside(
     model: Llama,
     tokens: Int[Tensor, "batch new_len"],
@@ -51,12 +43,19 @@ def look_inside(
 
     The model is left as it was. Arguments and errors are those of `Llama.forward`.
     """
-    inside = Inside()
+    layers = []
+
+    def attend_and_keep(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        # A cache may hand back views that the next forward overwrites.
+        layers.append((q, k.clone(), v.clone(), attention_weights(q, k, mask)))
+        return attend(q, k, v, mask)
+
     before = [block.attention.attend for block in model.layers]
-    model.use_attention(inside.attend)
+    model.use_attention(attend_and_keep)
     try:
-        inside.logits = model(tokens, cache, positions)
+        logits = model(tokens, cache, positions)
     finally:
         for block, attend_before in zip(model.layers, before):
             block.attention.attend = attend_before
-    return inside
+    q, k, v, weights = zip(*layers)
+    return Inside(q=q, k=k, v=v, weights=weights, logits=logits)

@@ -41,7 +41,8 @@ def sampler(
         raise ValueError(f"top_p should be above 0 and at most 1; it is {top_p}")
 
     def choose(logits: Float[Tensor, "batch vocab_size"]) -> Int[Tensor, "batch"]:
-        ranked, token_ids = (logits.double() / temperature).sort(dim=-1, descending=True, stable=True)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        ranked, token_ids = (wide / temperature).sort(dim=-1, descending=True, stable=True)
         probs = _keep_top(ranked.softmax(dim=-1), top_k, top_p)
         drawn = probs.multinomial(1, generator=generator)
         return token_ids.gather(-1, drawn)[:, 0]

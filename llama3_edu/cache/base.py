@@ -8,14 +8,14 @@ from torch import Tensor
 
 from llama3_edu.positions import PAD
 
-__all__ = ["KVCache", "NoCache"]
+__all__ = ["KVCache", "NoCache", "lengths"]
 
 
 class KVCache(ABC):
     """Keys and values of the tokens a batch has seen.
 
     A forward pass calls `reserve` once, then `update` once per layer. Keys come in after their rotation and before
-    `repeat_kv`. The cache alone knows how many tokens it holds.
+    `repeat_kv`. The cache alone knows how many tokens it holds. What is kept is detached: no gradient flows into the past.
     """
 
     @property
@@ -95,6 +95,18 @@ class NoCache(KVCache):
         pass
 
 
+def lengths(cache: KVCache, batch: int) -> Int[Tensor, "batch"]:
+    """Return how many tokens the cache holds for each row of a batch.
+
+    Raises:
+        ValueError: the cache has another number of rows.
+    """
+    seq_lens = cache.seq_lens
+    if len(seq_lens) not in (1, batch):
+        raise ValueError(f"the cache holds {len(seq_lens)} rows; the batch has {batch}")
+    return seq_lens.expand(batch)
+
+
 def continued(positions: Int[Tensor, "batch new_len"], seq_lens: list[int]) -> list[list[int]]:
     """Return each row's new positions without padding, after checking that they continue what the rows hold.
 
@@ -112,15 +124,28 @@ def continued(positions: Int[Tensor, "batch new_len"], seq_lens: list[int]) -> l
     return rows
 
 
-def check_fits(
-    stored: tuple[int, ...], k: Float[Tensor, "batch new_len n_kv_heads head_dim"], dtype: torch.dtype
-) -> None:
-    """Raise ValueError unless keys have the heads and the type of number that the cache was made for."""
-    if tuple(k.shape[2:]) != stored or k.dtype != dtype:
-        raise ValueError(
-            f"the cache was made for {stored[0]} KV heads of {stored[1]} {dtype} each; "
-            f"it was given {k.shape[2]} of {k.shape[3]} {k.dtype}"
-        )
+def check_fits(stored: Float[Tensor, "batch slots n_kv_heads head_dim"], *given: Float[Tensor, "batch2 new_len heads width"]) -> None:
+    """Raise ValueError unless keys and values have the heads and the type of number that the cache was made for."""
+    for x in given:
+        if x.shape[2:] != stored.shape[2:] or x.dtype != stored.dtype:
+            raise ValueError(
+                f"the cache was made for {stored.shape[2]} KV heads of {stored.shape[3]} {stored.dtype} each; "
+                f"it was given {x.shape[2]} of {x.shape[3]} {x.dtype}"
+            )
+
+
+def checked_parents(parents: Int[Tensor, "new_batch"], rows: int) -> list[int]:
+    """Return `parents` as a list; raise IndexError if one of them is not a row of a cache of `rows` rows."""
+    for parent in parents.tolist():
+        if not 0 <= parent < rows:
+            raise IndexError(f"the cache holds rows 0 to {rows - 1}; one of the parents is {parent}")
+    return parents.tolist()
+
+
+def check_batch(batch: int) -> None:
+    """Raise ValueError unless a cache is asked for with at least one row."""
+    if batch < 1:
+        raise ValueError(f"batch should be at least 1; it is {batch}")
 
 
 def _short(positions: list[int]) -> str:

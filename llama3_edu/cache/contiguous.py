@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llama3_edu.cache.base import KVCache, check_fits, continued
+from llama3_edu.cache.base import KVCache, check_batch, check_fits, checked_parents, continued
 from llama3_edu.config import LlamaConfig
 from llama3_edu.events import KeysStored, Observer, ignore
 from llama3_edu.positions import PAD
@@ -27,7 +27,7 @@ class ContiguousCache(KVCache):
         observer: is told `KeysStored` for every layer of every forward.
 
     Raises:
-        ValueError: `max_seq_len` is below 1.
+        ValueError: `batch` or `max_seq_len` is below 1.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class ContiguousCache(KVCache):
         dtype: torch.dtype | None = None,
         observer: Observer = ignore,
     ) -> None:
+        check_batch(batch)
         slots = config.max_seq_len if max_seq_len is None else max_seq_len
         if slots < 1:
             raise ValueError(f"max_seq_len should be at least 1; it is {slots}")
@@ -52,7 +53,7 @@ class ContiguousCache(KVCache):
 
     @property
     def seq_lens(self) -> Int[Tensor, "batch"]:
-        return torch.tensor(self._seq_lens, device=self._storage.device)
+        return torch.tensor(self._seq_lens, dtype=torch.long, device=self._storage.device)
 
     @property
     def nbytes(self) -> int:
@@ -83,8 +84,9 @@ class ContiguousCache(KVCache):
         k: Float[Tensor, "batch new_len n_kv_heads head_dim"],
         v: Float[Tensor, "batch new_len n_kv_heads head_dim"],
     ) -> tuple[Float[Tensor, "batch kv_len n_kv_heads head_dim"], Float[Tensor, "batch kv_len n_kv_heads head_dim"]]:
-        keys, values = self._storage[layer]
-        check_fits(tuple(keys.shape[2:]), k, keys.dtype)
+        keys, values = self._storage[layer, 0], self._storage[layer, 1]
+        check_fits(keys, k, v)
+        k, v = k.detach(), v.detach()
         kv_len = max(self._seq_lens)
         if self._destination is None:
             start = kv_len - k.shape[1]
@@ -106,9 +108,9 @@ class ContiguousCache(KVCache):
         return keys[:, :kv_len], values[:, :kv_len]
 
     def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
-        parents = parents.to(self._storage.device)
-        self._seq_lens = [self._seq_lens[parent] for parent in parents.tolist()]
-        self._storage = self._storage.index_select(2, parents)
+        heirs = checked_parents(parents, len(self._seq_lens))
+        self._seq_lens = [self._seq_lens[parent] for parent in heirs]
+        self._storage = self._storage.index_select(2, parents.to(self._storage.device))
 
     def _check_room(self, new: list[list[int]]) -> None:
         for row, (held, more) in enumerate(zip(self._seq_lens, new)):

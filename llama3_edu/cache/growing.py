@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llama3_edu.cache.base import KVCache, check_fits, continued
+from llama3_edu.cache.base import KVCache, check_batch, check_fits, checked_parents, continued
 from llama3_edu.config import LlamaConfig
 from llama3_edu.events import KeysStored, Observer, ignore
 
@@ -22,6 +22,9 @@ class GrowingCache(KVCache):
         device: where keys and values are kept.
         dtype: their type; torch's default type when left out.
         observer: is told `KeysStored` for every layer of every forward.
+
+    Raises:
+        ValueError: `batch` is below 1.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class GrowingCache(KVCache):
         dtype: torch.dtype | None = None,
         observer: Observer = ignore,
     ) -> None:
+        check_batch(batch)
         empty = torch.empty(batch, 0, config.n_kv_heads, config.head_dim, device=device, dtype=dtype)
         self._keys = [empty] * config.n_layers
         self._values = [empty] * config.n_layers
@@ -43,7 +47,7 @@ class GrowingCache(KVCache):
 
     @property
     def seq_lens(self) -> Int[Tensor, "batch"]:
-        return torch.tensor(self._seq_lens, device=self._key_positions.device)
+        return torch.tensor(self._seq_lens, dtype=torch.long, device=self._key_positions.device)
 
     @property
     def nbytes(self) -> int:
@@ -62,9 +66,9 @@ class GrowingCache(KVCache):
         v: Float[Tensor, "batch new_len n_kv_heads head_dim"],
     ) -> tuple[Float[Tensor, "batch kv_len n_kv_heads head_dim"], Float[Tensor, "batch kv_len n_kv_heads head_dim"]]:
         old_k, old_v = self._keys[layer], self._values[layer]
-        check_fits(tuple(old_k.shape[2:]), k, old_k.dtype)
-        self._keys[layer] = torch.cat((old_k, k), dim=1)
-        self._values[layer] = torch.cat((old_v, v), dim=1)
+        check_fits(old_k, k, v)
+        self._keys[layer] = torch.cat((old_k, k.detach()), dim=1)
+        self._values[layer] = torch.cat((old_v, v.detach()), dim=1)
         self._observer(
             KeysStored(
                 layer=layer,
@@ -77,8 +81,9 @@ class GrowingCache(KVCache):
         return self._keys[layer], self._values[layer]
 
     def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
+        heirs = checked_parents(parents, len(self._seq_lens))
         parents = parents.to(self._key_positions.device)
-        self._seq_lens = [self._seq_lens[parent] for parent in parents.tolist()]
+        self._seq_lens = [self._seq_lens[parent] for parent in heirs]
         self._key_positions = self._key_positions.index_select(0, parents)
         self._keys = [k.index_select(0, parents) for k in self._keys]
         self._values = [v.index_select(0, parents) for v in self._values]

@@ -1,0 +1,27 @@
+"""What every test shares: shapes in signatures are checked at every call, and devices are those this machine has."""
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Before anything imports the package: from here on a wrong shape or type at any call into it is an error.
+install_import_hook("llama3_edu", "typecheck.typecheck")
+
+# A shared machine is slow now and then; that says nothing about the code.
+settings.register_profile("no deadline", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("no deadline")
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device of this machine in turn."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A source of randomness that starts from the same seed in every test."""
+    return torch.Generator().manual_seed(20)
