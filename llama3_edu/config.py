@@ -2,9 +2,10 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 __all__ = ["LlamaConfig", "RopeScaling", "PRESETS"]
 
