@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from llama3_edu.config import LlamaConfig
 from llama3_edu.hub import local_directory
@@ -24,7 +25,7 @@ from llama3_edu.tokenizer import Tokenizer
 
 __all__ = ["CheckpointError", "load_checkpoint", "load_tiny", "save_checkpoint"]
 
-_PIECE_BYTES = 16 * 2**20
+_PIECE_BYTES = 2**20
 _LARGEST_HEADER_BYTES = 100 * 10**6  # the format's own limit
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -84,7 +85,7 @@ def load_checkpoint(
     """Load a Llama 3 from a directory in the Hugging Face layout, or from `owner/name` on the Hugging Face hub.
 
     The directory holds `config.json`, and `model.safetensors` or several such files with their index. Pickle files are not
-    read. The weights go straight to the device and type asked for; beside them, a few MiB are in memory at a time.
+    read. The weights go straight to the device and type asked for; beside them, one MiB is in memory at a time.
 
     Args:
         device: where the weights go; torch's default device when left out.
@@ -105,7 +106,7 @@ def load_checkpoint(
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} holds no config.json, which says what shape the model has")
     config = LlamaConfig.from_json(directory / "config.json")
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         model = Llama(config)  # shapes without memory
     stored = _find_tensors(directory)
     _check_tensors(model, stored, directory)
@@ -261,6 +262,14 @@ def _check_tensors(model: Llama, stored: Mapping[str, _StoredTensor], directory:
             problems.append(f"wrong type: {name} should be one of {', '.join(_DTYPES)}; it is {tensor.dtype}")
     if problems:
         raise CheckpointError("\n  ".join([f"the weights in {directory} do not fit its config.json:", *problems]))
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Skips `nn.init.normal_`. Tensors without memory need no values, and there it costs a second and 80 MB of imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ and "tensor" in kwargs else func(*args, **kwargs)
 
 
 def _fill(model: Llama, stored: Mapping[str, _StoredTensor], *, device: torch.device, dtype: torch.dtype) -> None:
