@@ -7,7 +7,7 @@ from the file to the parameter, so that a model is never held twice, whatever it
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,7 @@ from llama3_edu.hub import local_directory
 from llama3_edu.model import Llama
 from llama3_edu.tokenizer import Tokenizer
 
-__all__ = ["CheckpointError", "load_checkpoint", "load_tiny", "save_checkpoint"]
+__all__ = ["CheckpointError", "load_checkpoint", "load_tiny", "save_checkpoint", "hugging_face_name"]
 
 _PIECE_BYTES = 2**20
 _LARGEST_HEADER_BYTES = 100 * 10**6  # the format's own limit
@@ -64,7 +64,7 @@ class _StoredTensor:
     shape: tuple[int, ...]
     start: int
 
-    def pieces(self) -> Iterable[tuple[int, Tensor]]:
+    def pieces(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the tensor flat, in pieces, each with the index of its first element. Each piece overwrites the one before."""
         dtype = _DTYPES[self.dtype]
         buffer = bytearray(min(_PIECE_BYTES, max(1, math.prod(self.shape)) * dtype.itemsize))
