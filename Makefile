@@ -18,7 +18,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/var/jupyter
 export JUPYTER_RUNTIME_DIR := $(CURDIR)/$(VENV)/var/jupyter/runtime
 export IPYTHONDIR := $(CURDIR)/$(VENV)/var/ipython
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/var/matplotlib
-# Kernel connection files need a port each; frozen modules only make the debugger complain.
+# Without this, every kernel says that its debugger cannot see into frozen modules.
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Nothing here fetches a model; a test that tried to would be a mistake.
 export HF_HUB_OFFLINE := 1
@@ -64,7 +64,7 @@ notebooks: $(INSTALLED) ## Execute every notebook in place and make it ready to 
 
 lock: $(INSTALLED) ## Resolve requirements.in anew into requirements.txt
 	$(BIN)/python -m pip install --quiet uv
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --fork-strategy fewest \
 	    --no-annotate requirements.in --output-file requirements.txt
 
 clean: ## Remove what was built; keep .venv

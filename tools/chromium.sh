@@ -13,17 +13,10 @@ find_chromium() {
     return 1
 }
 
-install_chromium() {
-    command -v apt-get >/dev/null 2>&1 || return 1
-    if [ "$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi
-    echo "No Chromium here: installing it with apt-get …" >&2
-    { $sudo apt-get update && $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y chromium; } </dev/null >&2
-}
-
 if [ -n "${CHROMIUM:-}" ]; then
     echo "$CHROMIUM"
 elif ! find_chromium; then
-    { install_chromium && find_chromium; } || {
+    { "$(dirname "$0")/apt-install.sh" chromium && find_chromium; } || {
         echo "The browser tests need Chromium or Chrome. Install one, or name it: make CHROMIUM=/path/to/chrome …" >&2
         exit 1
     }
