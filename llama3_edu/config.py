@@ -175,13 +175,16 @@ _HUGGING_FACE_NAMES = {
 def _from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
     _refuse_what_is_not_llama(fields)
     for ours in ("dim", "n_layers", "n_heads", "hidden_dim", "vocab_size"):
-        theirs = _HUGGING_FACE_NAMES[ours]
-        _require_size(theirs, _required(fields, theirs))
+        _required(fields, _HUGGING_FACE_NAMES[ours])
     # What a file leaves out has the value that transformers gives it, which is not always Llama 3's.
     defaults = {"n_kv_heads": fields["num_attention_heads"], "max_seq_len": 2048, "norm_eps": 1e-6}
     found = {ours: fields[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if fields.get(theirs) is not None}
     theta, scaling = _rope_of(fields)
-    return LlamaConfig(**{**defaults, **found}, rope_theta=theta, rope_scaling=scaling)
+    try:
+        return LlamaConfig(**{**defaults, **found}, rope_theta=theta, rope_scaling=scaling)
+    except ValueError as error:
+        ours, complaint = str(error).split(" ", 1)
+        raise ValueError(f"{_HUGGING_FACE_NAMES.get(ours, ours)} {complaint}") from None
 
 
 def _refuse_what_is_not_llama(fields: Mapping[str, Any]) -> None:

@@ -83,11 +83,12 @@ def stream(
         at = torch.where(done, PAD, positions.amax(dim=1) + 1)
         _report(chosen, at, observer)
         yield chosen
-        tokens = torch.cat((tokens, chosen[:, None]), dim=1)
-        positions = torch.cat((positions, at[:, None]), dim=1)
         done = done | torch.isin(chosen, stops)
         if done.all():
             return
+        tokens = torch.cat((tokens, chosen[:, None]), dim=1)
+        # A row that is done is padding from now on: not even its stop token is run.
+        positions = torch.cat((positions, torch.where(done, PAD, at)[:, None]), dim=1)
 
 
 def _default_positions(tokens: Tensor) -> Int[Tensor, "batch prompt_len"]:
