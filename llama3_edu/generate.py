@@ -57,15 +57,16 @@ def stream(
     Args:
         tokens: the prompts.
         max_new_tokens: rounds at most.
-        cache: where keys and values are kept, with one row per prompt. It may hold the first tokens already. None: nothing is kept.
+        cache: where keys and values are kept, with one row per prompt. It may hold the first tokens already. None:
+            nothing is kept.
         choose: from logits to tokens: `greedy`, or what `sampler` returns.
         stop_ids: tokens after which a row is done. The stop token itself is still yielded; the loop ends when all rows are done.
         positions: where the prompts' tokens stand, as `right_pad` and `left_pad` return it. None: no padding.
         observer: is told `TokensComputed` for every forward and `TokenChosen` for every row that goes on.
 
     Raises:
-        ValueError: `max_new_tokens` is below 0, the cache holds the whole prompt of a row already (its last token must be run, or
-            there are no logits to choose from), or what `Llama.forward` refuses.
+        ValueError: `max_new_tokens` is below 0, the cache holds the whole prompt of a row already (its last token must be
+            run, or there are no logits to choose from), or what `Llama.forward` refuses.
     """
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens should be at least 0; it is {max_new_tokens}")

@@ -64,7 +64,8 @@ def test_growing_copies_what_it_held_at_every_step(prompt_len: int, new_tokens: 
     events = stored(told(new_tokens, prompt_len, GrowingCache))
     held_before = [0, *range(prompt_len, prompt_len + new_tokens - 1)]
     per_layer_token = kv_bytes(CONFIG, seq_len=1, bits=64) // CONFIG.n_layers
-    assert [event.bytes_copied for event in events] == [held * per_layer_token for held in held_before for _ in range(CONFIG.n_layers)]
+    expected = [held * per_layer_token for held in held_before for _ in range(CONFIG.n_layers)]
+    assert [event.bytes_copied for event in events] == expected
 
 
 @settings(max_examples=8)

@@ -8,7 +8,9 @@ from tiny_models import CONFIG, SHAPES, assert_same, random_model, random_tokens
 from torch import Tensor
 from torch.nn import functional as F
 
-from llama3_edu import PAD, ContiguousCache, FeedForward, GrowingCache, Llama, NoCache, RMSNorm, attend, fused_attend, left_pad, right_pad
+from llama3_edu import PAD, ContiguousCache, GrowingCache, NoCache, left_pad, right_pad
+from llama3_edu.attention import attend, fused_attend
+from llama3_edu.model import FeedForward, Llama, RMSNorm
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
 
 MODEL = random_model()
@@ -123,7 +125,9 @@ def test_a_later_token_changes_nothing_before_it() -> None:
 
 @pytest.mark.parametrize("pad", [right_pad, left_pad])
 @pytest.mark.parametrize("make", [lambda: None, lambda: GrowingCache(CONFIG, 3, dtype=torch.float64)], ids=["naive", "cached"])
-def test_next_logits_are_those_of_the_last_real_token(pad: Callable[..., tuple[Tensor, Tensor]], make: Callable[[], object]) -> None:
+def test_next_logits_are_those_of_the_last_real_token(
+    pad: Callable[..., tuple[Tensor, Tensor]], make: Callable[[], object]
+) -> None:
     tokens, positions = pad([[1, 2, 3, 4, 5], [6], [7, 8, 9]])
     logits = MODEL(tokens, make(), positions)
     last = [logits[row, positions[row].argmax()] for row in range(3)]
