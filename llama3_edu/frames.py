@@ -205,7 +205,7 @@ def _watched(model: Llama) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Note what goes into every module and what comes out, by the module's name, for as long as this lasts."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def note(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen[name] = (inputs[0], output)
 
     handles = [

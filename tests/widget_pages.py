@@ -44,7 +44,7 @@ def recompute_frames(prompt_len: int = 5, max_new_tokens: int = 9) -> Frames:
     return le.recompute_frames(naive, cached, tokens=tokens, tokenizer=Words())
 
 
-def perturbation_frames(length: int = 10) -> Frames:
+def perturbation_frames(length: int = 7) -> Frames:
     return le.perturbation_frames(small_model(), text(length), replacement=39, tokenizer=Words())
 
 

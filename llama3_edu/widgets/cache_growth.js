@@ -108,7 +108,8 @@ function cacheGrowth(frames, { redraw }) {
       const { definitions, style } = fills();
       const key = set(legend(CELL_STATES, (state) => set(cellNode(0, 0, 14, 14, {}), { "data-state": state })), { style });
       key.querySelector("svg").prepend(definitions);
-      key.append(h("li", {}, h("span", { class: "le-letters" }, h("span", { class: "le-letter-k" }, "K"), " over ", h("span", { class: "le-letter-v" }, "V")), h("span", {}, "in each cell")));
+      key.append(h("li", {}, h("span", { class: "le-letters" }, h("span", { class: "le-letter-k" }, "K"), " over ", h("span", { class: "le-letter-v" }, "V")), h("span", {}, "in each cell")),
+        h("li", {}, h("span", { class: "le-letters" }, layers > 1 ? `L1 … L${layers}` : "L1"), h("span", {}, `layers, ${heads} KV ${heads === 1 ? "head" : "heads"} each`)));
       stage.append(h("div", { class: `le-panels${side ? " le-side" : ""}` }, ...panels.map(({ node }) => node)), key);
     },
     draw: (step) => panels.forEach((own) => drawPanel(own, step)),

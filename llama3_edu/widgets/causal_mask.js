@@ -1,4 +1,4 @@
-// The attention matrix under its mask, and beside it what one replaced token changes: keys and values above, outputs and logits at the right.
+// The attention matrix under its mask, and beside it what one replaced token changes: keys and values above, queries at the left, outputs and logits at the right.
 
 function causalMask(frames, { redraw }) {
   const { tokens, steps, weights, n_layers: layers, n_heads: heads, replacement } = frames;
@@ -72,35 +72,43 @@ function causalMask(frames, { redraw }) {
     event.stopPropagation();
   }
 
-  const side = (y, words, anchor, x, kind) => s("text", { class: "le-side-name", "data-kind": kind, x, y, "text-anchor": anchor, "dominant-baseline": "central" }, words);
+  const side = (words, x, y, turned) => s("text", {
+    class: "le-side-name", transform: `translate(${x} ${y})${turned ? " rotate(-90)" : ""}`, "text-anchor": turned ? "start" : "end", "dominant-baseline": "central",
+  }, words);
+
+  // Sizes: token names at the left and on top, then one cell for Q, the square, and one cell each for O and L.
+  function measure(width) {
+    const names = Math.min(90, Math.max(50, Math.floor(width * 0.15)));
+    const cell = Math.max(8, Math.min(34, Math.floor((width - names - 16) / (n + 3))));
+    const tall = Math.max(labelHeight(tokens), 0);
+    const left = names + cell + 6;
+    return { names, cell, tall, left, top: tall + 2 * cell + 6, right: left + n * cell + 6, most: Math.floor((names - 10) / 6.7) };
+  }
 
   function build(width) {
-    const left = Math.min(96, Math.max(52, Math.floor(width * 0.16)));
-    const cell = Math.max(8, Math.min(34, Math.floor((width - left - 14) / (n + 2))));
-    const most = Math.floor((left - 12) / 6.7);
-    const names = labelHeight(tokens);
-    view = { left, cell, top: names + 2 * cell + 10 };
+    view = measure(width);
+    const { names, cell, tall, left, top, right, most } = view;
     const { definitions, style } = fills();
-    const right = left + n * cell + 10;
-    const at = (position) => view.top + position * cell;
+    const down = (position) => top + position * cell;
     const across = (position) => left + position * cell;
-    view.columns = columnLabels(tokens, { x: left, y: names - 4, cell });
+    view.columns = columnLabels(tokens, { x: left, y: tall - 4, cell });
     view.rows = tokens.map((token, position) => s("text", {
-      class: "le-token", "data-position": position, x: left - 8, y: at(position) + cell / 2, "text-anchor": "end", "dominant-baseline": "central",
+      class: "le-token", "data-position": position, x: names - 8, y: down(position) + cell / 2, "text-anchor": "end", "dominant-baseline": "central",
     }, shorten(token, most)));
     view.strips = [
-      ...strip("k", "K", (position) => ({ x: across(position), y: names })),
-      ...strip("v", "V", (position) => ({ x: across(position), y: names + cell })),
-      ...strip("out", "O", (position) => ({ x: right, y: at(position) })),
-      ...strip("logits", "L", (position) => ({ x: right + cell, y: at(position) })),
+      ...strip("q", "Q", (position) => ({ x: names, y: down(position) })),
+      ...strip("k", "K", (position) => ({ x: across(position), y: tall })),
+      ...strip("v", "V", (position) => ({ x: across(position), y: tall + cell })),
+      ...strip("out", "O", (position) => ({ x: right, y: down(position) })),
+      ...strip("logits", "L", (position) => ({ x: right + cell, y: down(position) })),
     ];
     view.cells = matrix();
     view.cursor = s("rect", { class: "le-cursor", width: cell, height: cell, rx: 2, visibility: "hidden" });
     const words = [
-      side(names + cell / 2, width < 420 ? "keys" : "key rows", "end", left - 8, "k"),
-      side(names + 1.5 * cell, width < 420 ? "values" : "value rows", "end", left - 8, "v"),
+      side("keys", left - 8, tall + cell / 2), side("values", left - 8, tall + 1.5 * cell),
+      side("output", right + cell / 2, top - 6, true), side("logits", right + 1.5 * cell, top - 6, true),
     ];
-    const image = drawing(right + 2 * cell + 2, view.top + n * cell + 2, definitions, ...view.columns, ...view.rows, ...words,
+    const image = drawing(right + 2 * cell + 2, top + n * cell + 2, definitions, ...view.columns, ...view.rows, ...words,
       ...view.cells.flat(), ...view.strips, view.cursor);
     view.lookedAt = h("p", { class: "le-looked", "aria-live": "polite" });
     const frame = h("div", { class: "le-matrix", tabindex: 0, role: "application", "aria-label": "Attention matrix: arrow keys move over its cells", style }, image);
@@ -118,10 +126,11 @@ function causalMask(frames, { redraw }) {
       changed: () => s("g", { class: "le-score", "data-state": "changed" }, s("rect", { class: "le-ground", x: .5, y: .5, width: 13, height: 13 }), s("rect", { class: "le-weight", x: 3, y: 3, width: 8, height: 8 })),
       masked: () => s("g", { class: "le-score", "data-state": "masked" }, s("rect", { class: "le-ground", width: 14, height: 14 })),
     };
-    const words = [["stays", "score as before; the larger the square, the larger the weight"], ["changed", "score changed"], ["masked", "masked: a later key"]];
+    const words = [["stays", "a score; the larger the square, the larger the weight"], ["changed", "the score changed"], ["masked", "masked: the key comes later"]];
     const list = set(legend(words, (state) => swatches[state]()), { style });
     list.querySelector("svg").prepend(definitions);
-    list.append(h("li", {}, h("span", { class: "le-letters" }, "K V O L"), h("span", {}, "key, value, output of this layer, logits; striped when changed")));
+    const striped = h("li", { style }, drawing(14, 14, s("g", { class: "le-strip", "data-state": "changed" }, s("rect", { x: .5, y: .5, width: 13, height: 13, rx: 2 }))), h("span", {}, "query, key, value, output of the layer or logits changed"));
+    list.append(striped);
     return list;
   }
 
@@ -132,9 +141,11 @@ function causalMask(frames, { redraw }) {
   return {
     options,
     layout(stage, width) {
-      const frame = build(width);
+      const beside = width >= 600;
+      const frame = build(beside ? width - 240 : width);
       view.swap = h("p", { class: "le-swap" });
-      stage.append(view.swap, frame, view.lookedAt, key());
+      const about = beside ? [frame, h("div", { class: "le-aside" }, view.swap, view.lookedAt, key())] : [view.swap, frame, view.lookedAt, key()];
+      stage.append(h("div", { class: `le-mask${beside ? " le-side" : ""}` }, ...about));
     },
     draw(step) {
       at = step;
@@ -154,7 +165,7 @@ function causalMask(frames, { redraw }) {
       for (const text of [...view.columns, ...view.rows]) set(text, { "data-replaced": Number(text.dataset.position) === position });
       view.swap.replaceChildren(...(position === null
         ? ["No token is replaced yet. Step forward to replace one after another."]
-        : [`Position ${position}: `, h("code", { class: "le-old" }, tokens[position]), " → ", h("code", { class: "le-new" }, replacement)]));
+        : [`Position ${position} is replaced`, h("br"), h("code", { class: "le-old" }, tokens[position]), " → ", h("code", { class: "le-new" }, replacement)]));
       look(...(looked || [null]));
     },
   };

@@ -1,7 +1,12 @@
 // What every widget shares: one frame around the picture, one control bar, one way to step. Python puts this in front of each widget's file.
 
 const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
-let uniqueIds = 0;
+
+// Each widget is a script of its own, so they count on the document what must be unique in it.
+function uniqueId(kind) {
+  document.llama3EduIds = (document.llama3EduIds || 0) + 1;
+  return `le-${kind}-${document.llama3EduIds}`;
+}
 
 function set(node, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -31,7 +36,7 @@ function drawing(width, height, ...children) {
 
 // Fills that can be told apart without colour: `hatch` has stripes, `dot` a point in the middle of each cell.
 function fills() {
-  const id = `le-${++uniqueIds}`;
+  const id = uniqueId("fill");
   const stripes = { width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" };
   const whole = { width: 1, height: 1, patternContentUnits: "objectBoundingBox" };
   const named = (kind) => `url(#${id}-${kind})`;
@@ -41,8 +46,9 @@ function fills() {
   const definitions = s("defs", {},
     stripe("hatch", {}),
     stripe("mask", { width: 6 }),
+    stripe("lines", { width: 6 }),
     pattern("dot", whole, s("circle", { cx: 0.5, cy: 0.5, r: 0.14, class: "le-dot" })));
-  return { definitions, style: `--le-fill-hatch: ${named("hatch")}; --le-fill-dot: ${named("dot")}; --le-fill-mask: ${named("mask")}` };
+  return { definitions, style: `--le-fill-hatch: ${named("hatch")}; --le-fill-dot: ${named("dot")}; --le-fill-mask: ${named("mask")}; --le-fill-lines: ${named("lines")}` };
 }
 
 function shorten(text, most) {
@@ -74,7 +80,7 @@ function formatBytes(bytes) {
 }
 
 function grouped(number) {
-  return String(number).replace(/\B(?=(\d{3})+(?!\d))/g, " ");
+  return String(number).replace(/\B(?=(\d{3})+(?!\d))/g, ",");
 }
 
 // `[["new", "computed for the first time"], …]`: a swatch for each state, drawn as in the grid.
@@ -87,7 +93,7 @@ function legend(entries, swatch) {
 // A row of choices of which one holds. `onChange` is told the index.
 function segmented(label, names, onChange) {
   const group = h("div", { class: "le-segmented", role: "radiogroup", "aria-label": label });
-  const name = `le-choice-${++uniqueIds}`;
+  const name = uniqueId("choice");
   names.forEach((text, index) => {
     const input = h("input", { type: "radio", name, value: index, checked: index === 0 });
     input.addEventListener("change", () => onChange(index));
@@ -248,7 +254,15 @@ function frameWidget(name, makePicture) {
       if (summary.textContent !== frames.steps[step].summary) summary.textContent = frames.steps[step].summary;
       set(root, { "data-step": step });
     };
+    // The longest summary decides how tall the summary is, so that nothing moves from step to step.
+    const leaveRoom = () => {
+      summary.style.minHeight = "";
+      const texts = model.get("frames").steps.map((step) => step.summary);
+      summary.textContent = texts.reduce((longest, text) => (text.length > longest.length ? text : longest), "");
+      summary.style.minHeight = `${summary.offsetHeight}px`;
+    };
     const layout = () => {
+      leaveRoom();
       stage.replaceChildren();
       picture.layout(stage, width);
       redraw();
