@@ -49,13 +49,14 @@ class Recipe:
     """Every number that shapes the trained model. The defaults made the bundled one.
 
     Args:
-        steps: weight updates. The learning rate rises for `warmup` of them, then falls in a straight line to 0.
+        steps: weight updates. The learning rate rises for `warmup` of them, falls slowly along a line that would reach 0 at step
+            `horizon`, and in the last `cooldown` steps falls to 0 quickly.
         batch_tokens: tokens that one update learns from.
-        window: tokens read in one piece; `long_window` in the last `long_share` of the steps.
+        window: tokens read in one piece; `long_window` during the cooldown.
         matrix_lr: learning rate of the matrices, which Muon updates; `vector_lr`: of the embeddings and norms, by AdamW.
         weight_decay: how fast matrices shrink, in units of their learning rate.
         dropout: share of activations set to 0, after the embedding and after each half of each block, and inside the halves.
-        forget: share of BPE merges left out when the text is encoded, at the start; it falls in a straight line to 0.
+        forget: share of BPE merges left out when the text is encoded, at the start; it falls as the learning rate does.
         reencode_every: steps between two encodings of the text.
         average: share of itself that the running average of the weights keeps at a step.
     """
@@ -68,10 +69,11 @@ class Recipe:
     vocab_size: int = 512
     window: int = 256
     long_window: int = 512
-    long_share: float = 0.2
     batch_tokens: int = 8192
-    steps: int = 3800
+    steps: int = 2000
     warmup: int = 100
+    horizon: int = 3800
+    cooldown: int = 460
     matrix_lr: float = 2e-3
     vector_lr: float = 2e-3
     weight_decay: float = 0.3
@@ -88,11 +90,20 @@ class Recipe:
         )  # fmt: skip
 
     def window_at(self, step: int) -> int:
-        return self.long_window if step >= (1 - self.long_share) * self.steps else self.window
+        return self.long_window if step >= self.steps - self.cooldown else self.window
 
     def lr_share(self, step: int) -> float:
         """The learning rate at a step, as a share of its peak."""
-        return min((step + 1) / self.warmup, (self.steps - step) / max(1, self.steps - self.warmup))
+        slow_fall = (self.horizon - step) / (self.horizon - self.warmup)
+        return min((step + 1) / self.warmup, slow_fall) * self._cooldown_left(step)
+
+    def forget_at(self, step: int) -> float:
+        """The share of merges left out at a step."""
+        return self.forget * (1 - step / self.horizon) * self._cooldown_left(step)
+
+    def _cooldown_left(self, step: int) -> float:
+        """1 until the cooldown begins, then down to 0 at the last step."""
+        return min(1.0, (self.steps - step) / self.cooldown)
 
 
 # The text
@@ -186,10 +197,10 @@ class Batches:
     def _read(self, reading: int) -> None:
         if reading == self._reading:
             return
-        done = reading * self._recipe.reencode_every / self._recipe.steps
+        forget = self._recipe.forget_at(reading * self._recipe.reencode_every)
         self._reading = reading
         self._tokens = encode_forgetfully(
-            self._tokenizer, self._text, forget=self._recipe.forget * (1 - done), pieces=16, seed=_seed(self._recipe, reading)
+            self._tokenizer, self._text, forget=forget, pieces=16, seed=_seed(self._recipe, reading)
         )
 
 

@@ -34,7 +34,7 @@ from train_tiny import (  # noqa: E402
 )
 
 SMALL = Recipe(
-    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=300, window=16, long_window=32, long_share=0.5,
+    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=300, window=16, long_window=32, horizon=10, cooldown=4,
     batch_tokens=128, steps=8, warmup=2, reencode_every=3,
 )  # fmt: skip
 WORDS = "the a king queen fool walks sings to castle garden night and never ROMEO: JULIET: O, sweet good my lord\n".split(" ")
@@ -67,7 +67,7 @@ def assert_identical(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 
 def test_training_lowers_the_loss(tokenizer):
-    recipe = replace(SMALL, steps=40, forget=0.0, matrix_lr=1e-2, vector_lr=1e-2)
+    recipe = replace(SMALL, steps=40, horizon=60, cooldown=10, forget=0.0, matrix_lr=1e-2, vector_lr=1e-2)
     training, batches = Training(recipe), Batches(tokenizer, TEXT, recipe)
     losses = [training.learn(*batches[step]) for step in range(recipe.steps)]
     assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
