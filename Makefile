@@ -46,7 +46,7 @@ $(BUILT): $(INSTALLED) $(BOOK_SOURCES) $(PACKAGE_SOURCES)
 test: test-unit test-notebooks test-browser ## Run every test but the slow ones
 
 test-unit: $(INSTALLED) ## Test the package: units, properties, parity with transformers
-	$(BIN)/python -m pytest tests --ignore tests/book
+	$(BIN)/python -m pytest tests --ignore tests/book --ignore tests/widgets/test_drawn.py
 
 test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come out as committed
 	$(BIN)/python -m pytest tests/book/test_notebooks.py
@@ -54,7 +54,7 @@ test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come ou
 
 test-browser: $(BUILT) ## Test the built site: links, foreign requests, and its widgets in a browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
-	$(BIN)/python -m pytest tests/book --ignore tests/book/test_notebooks.py
+	$(BIN)/python -m pytest tests/widgets/test_drawn.py tests/book --ignore tests/book/test_notebooks.py
 
 test-slow: $(INSTALLED) ## Run the slow tests: the built wheel alone in an empty environment
 	$(BIN)/python -m pytest tests -m slow --ignore tests/book/test_site.py --ignore tests/book/test_browser.py

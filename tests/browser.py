@@ -47,9 +47,11 @@ class Watch:
     def __init__(self) -> None:
         self.complaints: list[str] = []
         self.foreign: list[str] = []
+        self.requested: list[str] = []
 
     def attach(self, context: BrowserContext) -> None:
         def decide(route) -> None:
+            self.requested.append(route.request.url)
             parts = urlsplit(route.request.url)
             if parts.scheme in LOCAL_SCHEMES or parts.hostname in LOCAL_HOSTS:
                 route.continue_()
@@ -80,6 +82,7 @@ def quiet_page(browser: Browser, **options) -> Iterator[Page]:
         yield context.new_page()
         watch.assert_quiet()
     finally:
+        print(*watch.requested, sep="\n")  # `pytest -rP` lists them
         context.close()
 
 
