@@ -34,7 +34,7 @@ LARGEST_IGNORED_SHARE = 0.15
 
 KERNEL = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
 }
 
 # Everything else in a metadata entry is a trace of the program that wrote the file.
