@@ -73,8 +73,8 @@ def test_both_equal_the_sum_written_out(attention: Callable[..., Tensor], n_head
 def test_fused_equals_readable(n_heads: int, n_kv_heads: int, dtype: torch.dtype, masked: bool, device: torch.device) -> None:
     q, k, v = (x.to(device) for x in random_qkv(n_heads, n_kv_heads, dtype=dtype))
     mask = ragged_mask().to(device) if masked else None
-    real = slice(None) if mask is None else mask.any(dim=-1)
-    assert_same(fused_attend(q, k, v, mask)[real], attend(q, k, v, mask)[real], tolerance=TOLERANCE[dtype])
+    # Queries that see nothing included: both spread their weight evenly.
+    assert_same(fused_attend(q, k, v, mask), attend(q, k, v, mask), tolerance=TOLERANCE[dtype])
 
 
 @every_grouping
