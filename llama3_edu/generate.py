@@ -78,7 +78,7 @@ def stream(
     for _ in range(max_new_tokens):
         seen = _columns_held(positions, cache)
         observer(TokensComputed(positions=_without_padding(positions[:, seen:])))
-        with torch.no_grad():  # not inference_mode: the cache may be used outside, where gradients are on
+        with torch.no_grad():  # not inference_mode: logits and cache may be written to outside
             logits = model.next_logits(tokens[:, seen:], cache, positions[:, seen:])
         chosen = torch.where(done, tokens[:, -1], choose(logits))
         at = torch.where(done, PAD, positions.amax(dim=1) + 1)

@@ -101,6 +101,17 @@ def test_stream_computes_no_step_before_it_is_asked_for() -> None:
         assert sum(isinstance(event, TokensComputed) for event in events) == count
 
 
+def test_a_function_that_chooses_may_write_to_the_logits_it_is_handed() -> None:
+    tokens = random_tokens(2, 4)
+    allowed = torch.arange(0, 61, 3)
+
+    def only_some(logits: Tensor) -> Tensor:
+        logits[:, [token_id for token_id in range(61) if token_id % 3]] = -torch.inf
+        return greedy(logits)
+
+    assert torch.isin(generate(MODEL, tokens, max_new_tokens=6, choose=only_some)[:, 4:], allowed).all()
+
+
 # -- Where it ends ----------------------------------------------------------------------------------------------------
 
 
