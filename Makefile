@@ -10,6 +10,7 @@ INSTALLED := $(VENV)/.installed
 BUILT := _build/.built
 
 BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
+IN_BROWSER := tests/book/test_browser.py tests/widgets/test_drawn.py
 PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
 
 # Kernels come from .venv, and whatever IPython, Jupyter and matplotlib write for themselves stays in it.
@@ -52,12 +53,12 @@ test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come ou
 	$(BIN)/python -m pytest tests/book/test_notebooks.py
 	$(BIN)/python -m pytest --nbval --nbval-current-env book
 
-test-browser: $(BUILT) ## Test the built site: links, foreign requests, and its widgets in a browser
+test-browser: $(BUILT) ## Test the built site and every widget, in a browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
 	$(BIN)/python -m pytest tests/widgets/test_drawn.py tests/book --ignore tests/book/test_notebooks.py
 
 test-slow: $(INSTALLED) ## Run the slow tests: the built wheel alone in an empty environment
-	$(BIN)/python -m pytest tests -m slow --ignore tests/book/test_site.py --ignore tests/book/test_browser.py
+	$(BIN)/python -m pytest tests -m slow $(addprefix --ignore ,tests/book $(IN_BROWSER))
 
 notebooks: $(INSTALLED) ## Execute every notebook in place and make it ready to commit
 	$(BIN)/python tools/notebooks.py run
