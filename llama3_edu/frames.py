@@ -238,7 +238,7 @@ def _stages(model: Llama, tokens: Tensor, inside: Inside, seen: dict[str, tuple[
         size = sum(map(_size, model.layers[1:]))
         stages.append(_Stage("The other layers", "layers[1:]", "out", f"{others} the same again with weights of their own.", first, rest, size))
     return stages + [
-        _Stage("Last norm", "norm", "out", "Every vector is scaled to the same length once more.", first, seen["norm"][1], _size(model.norm)),
+        _Stage("Last norm", "norm", "out", "Every vector is brought to a common size once more.", first, seen["norm"][1], _size(model.norm)),
         _Stage(
             "Logits", "output", "out", "Every vector is compared with each word of the vocabulary.", "batch new_len vocab_size",
             inside.logits, 0 if tied else _size(model.output),
@@ -253,7 +253,7 @@ def _attention_stages(block: nn.Module, inside: Inside, seen: dict[str, tuple[Te
     stream = "batch new_len dim"
     heads, kv_heads = "batch new_len n_heads head_dim", "batch new_len n_kv_heads head_dim"
     return [
-        _Stage("RMSNorm", "attention_norm", "attention", "Each token's vector is scaled to the same length.", stream, seen["layers.0.attention_norm"][1], _size(block.attention_norm)),
+        _Stage("RMSNorm", "attention_norm", "attention", "Each token's vector is brought to a common size.", stream, seen["layers.0.attention_norm"][1], _size(block.attention_norm)),
         _Stage("Queries", "attention.wq, rotate", "attention", f"What each token asks, in {n_heads} heads, turned by its position.", heads, inside.q[0], _size(attention.wq)),
         _Stage("Keys", "attention.wk, rotate", "attention", f"What each token can be found by, in {n_kv_heads} heads, turned by its position.", kv_heads, inside.k[0], _size(attention.wk)),
         _Stage("Values", "attention.wv", "attention", f"What each token hands on, in {n_kv_heads} heads, not turned.", kv_heads, inside.v[0], _size(attention.wv)),
@@ -266,7 +266,7 @@ def _attention_stages(block: nn.Module, inside: Inside, seen: dict[str, tuple[Te
 def _feed_forward_stages(block: nn.Module, seen: dict[str, tuple[Tensor, Tensor]]) -> list[_Stage]:
     stream, feed_forward = "batch new_len dim", block.feed_forward
     return [
-        _Stage("RMSNorm", "ffn_norm", "feed-forward", "Each vector is scaled again before the second half.", stream, seen["layers.0.ffn_norm"][1], _size(block.ffn_norm)),
+        _Stage("RMSNorm", "ffn_norm", "feed-forward", "Each vector is brought to a common size again.", stream, seen["layers.0.ffn_norm"][1], _size(block.ffn_norm)),
         _Stage("SwiGLU", "feed_forward.w1, w3", "feed-forward", "One projection decides how much of another gets through.", "batch new_len hidden_dim", seen["layers.0.feed_forward.w2"][0], _size(feed_forward.w1) + _size(feed_forward.w3)),
         _Stage("Back to the stream", "feed_forward.w2, +", "feed-forward", "The result is brought to the stream's width and added to it.", stream, seen["layers.0"][1], _size(feed_forward.w2)),
     ]  # fmt: skip
