@@ -1,7 +1,17 @@
 """Llama 3 and its KV cache, small enough to read and fast enough to use."""
 
 from llama3_edu.attention import attend, attention_weights, fused_attend, repeat_kv
-from llama3_edu.cache import ContiguousCache, GrowingCache, KVCache, NoCache
+from llama3_edu.cache import (
+    BlockPool,
+    ContiguousCache,
+    GrowingCache,
+    KVCache,
+    NoCache,
+    OutOfBlocks,
+    PagedCache,
+    PrefixCache,
+    paged_attention,
+)
 from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint
 from llama3_edu.config import LlamaConfig, RopeScaling
 from llama3_edu.generate import generate, stream

@@ -8,7 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Event", "Observer", "ignore", "TokensComputed", "TokenChosen", "KeysStored"]
+__all__ = [
+    "Event",
+    "Observer",
+    "ignore",
+    "TokensComputed",
+    "TokenChosen",
+    "KeysStored",
+    "BlockAllocated",
+    "BlockShared",
+    "BlockCopied",
+    "BlockReleased",
+    "BlockFreed",
+    "BlockPublished",
+    "BlockEvicted",
+    "PrefixReused",
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,114 @@ class KeysStored(Event):
     seq_lens: tuple[int, ...]
     nbytes: int
     bytes_copied: int
+
+
+@dataclass(frozen=True)
+class BlockAllocated(Event):
+    """A pool took a block off its free list.
+
+    Args:
+        block: which block.
+        ref_count: its holders, afterwards: 1.
+    """
+
+    block: int
+    ref_count: int
+
+
+@dataclass(frozen=True)
+class BlockShared(Event):
+    """A block gained a holder.
+
+    Args:
+        block: which block.
+        ref_count: its holders, afterwards.
+    """
+
+    block: int
+    ref_count: int
+
+
+@dataclass(frozen=True)
+class BlockCopied(Event):
+    """What one block holds was copied to another that was just allocated. Holders stay where they were.
+
+    Args:
+        source: the block that was read.
+        block: the block that was written.
+        nbytes: bytes copied.
+    """
+
+    source: int
+    block: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class BlockReleased(Event):
+    """A block lost a holder and has others.
+
+    Args:
+        block: which block.
+        ref_count: its holders, afterwards: at least 1.
+    """
+
+    block: int
+    ref_count: int
+
+
+@dataclass(frozen=True)
+class BlockFreed(Event):
+    """A block lost its last holder and went back to the free list.
+
+    Args:
+        block: which block.
+        ref_count: its holders, afterwards: 0.
+    """
+
+    block: int
+    ref_count: int
+
+
+@dataclass(frozen=True)
+class BlockPublished(Event):
+    """A full block can be found by its tokens from now on, and the prefix cache holds it.
+
+    Args:
+        block: which block.
+        parent: the block that comes before it; None at the start of a sequence.
+        token_ids: the tokens whose keys and values it holds.
+    """
+
+    block: int
+    parent: int | None
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BlockEvicted(Event):
+    """The prefix cache gave up a block that nobody else held.
+
+    Args:
+        block: which block.
+    """
+
+    block: int
+
+
+@dataclass(frozen=True)
+class PrefixReused(Event):
+    """A sequence starts with blocks that were computed before.
+
+    Args:
+        blocks: the blocks, in order.
+        num_cached: tokens that need not be computed.
+        num_tokens: tokens of the whole prompt.
+    """
+
+    blocks: tuple[int, ...]
+    num_cached: int
+    num_tokens: int
 
 
 Observer: TypeAlias = Callable[[Event], None]

@@ -1,7 +1,20 @@
 """Every way of keeping keys and values, behind one contract: `KVCache`."""
 
 from llama3_edu.cache.base import KVCache, NoCache
+from llama3_edu.cache.blocks import BlockPool, OutOfBlocks
 from llama3_edu.cache.contiguous import ContiguousCache
 from llama3_edu.cache.growing import GrowingCache
+from llama3_edu.cache.paged import PagedCache, paged_attention
+from llama3_edu.cache.prefix import PrefixCache
 
-__all__ = ["KVCache", "NoCache", "GrowingCache", "ContiguousCache"]
+__all__ = [
+    "KVCache",
+    "NoCache",
+    "GrowingCache",
+    "ContiguousCache",
+    "BlockPool",
+    "OutOfBlocks",
+    "PagedCache",
+    "PrefixCache",
+    "paged_attention",
+]
