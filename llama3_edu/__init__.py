@@ -4,12 +4,15 @@ from llama3_edu.attention import attend, attention_weights, fused_attend, repeat
 from llama3_edu.cache import (
     BlockPool,
     ContiguousCache,
+    FloatStore,
     GrowingCache,
     KVCache,
     NoCache,
     OutOfBlocks,
     PagedCache,
     PrefixCache,
+    QuantizedCache,
+    QuantizedStore,
     paged_attention,
 )
 from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 LEVELS = (
     ("config", "positions", "events"),
     ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace"),
-    ("cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.blocks", "cache.prefix", "cache.paged", "cache"),
+    ("cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix", "cache.paged", "cache"),
     ("model", "checkpoint"),
     ("generate", "probe", "frames"),
     (

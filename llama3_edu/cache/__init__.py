@@ -6,6 +6,8 @@ from llama3_edu.cache.contiguous import ContiguousCache
 from llama3_edu.cache.growing import GrowingCache
 from llama3_edu.cache.paged import PagedCache, paged_attention
 from llama3_edu.cache.prefix import PrefixCache
+from llama3_edu.cache.quantized import QuantizedCache
+from llama3_edu.cache.store import FloatStore, QuantizedStore, dequantize, pack, quantize, unpack
 
 __all__ = [
     "KVCache",
@@ -16,5 +18,12 @@ __all__ = [
     "OutOfBlocks",
     "PagedCache",
     "PrefixCache",
+    "QuantizedCache",
+    "FloatStore",
+    "QuantizedStore",
+    "quantize",
+    "dequantize",
+    "pack",
+    "unpack",
     "paged_attention",
 ]

@@ -256,9 +256,9 @@ def unpack(packed: UInt8[Tensor, "*rows bytes_per_row"], *, bits: int, length: i
 def _half_at_least(x: Float[Tensor, "*shape"]) -> Float16[Tensor, "*shape"]:
     """The nearest 16-bit number that is not below x, as far as there is one."""
     x = x.clamp(-_LARGEST_HALF, _LARGEST_HALF)
-    near = x.to(torch.float16)
-    # One step further up: 11 significant bits, and 2^-24 where numbers are too small for that many.
-    above = (x + x.abs() * 2.0**-10 + 2.0**-24).clamp(max=_LARGEST_HALF).to(torch.float16)
+    near = x.to(torch.float16) + 0  # so that no zero is negative
+    bits = near.view(torch.int16)
+    above = torch.where(near >= 0, bits + 1, bits - 1).view(torch.float16)  # neighbours in value are neighbours in bits
     return torch.where(near.to(x.dtype) < x, above, near)
 
 
@@ -387,13 +387,14 @@ class QuantizedStore(Store):
         self._note_stages(list(self._stage_of))
 
     def plan(self, slots: Int[Tensor, "tokens"], closing: Sequence[int] = ()) -> Writes:
-        per_slot = (slots // self.block_size).tolist()
+        per_slot, closing = (slots // self.block_size).tolist(), set(closing)
         at_hand = sorted({*per_slot, *closing})
         held = [(index, self._stage_of[block]) for index, block in enumerate(at_hand) if block in self._stage_of]
+        close = [(index, block) for index, block in enumerate(at_hand) if block in closing]
+        # A stage that is given up here may be taken here: write() reads all stages before it writes any.
+        self.clear([block for _, block in close])
         self._open([block for block in at_hand if block not in self._stage_of and block not in closing])
         stay = [(index, self._stage_of[block]) for index, block in enumerate(at_hand) if block not in closing]
-        close = [(index, block) for index, block in enumerate(at_hand) if block in closing]
-        self.clear(closing)  # their stages are read once more, before the next forward may take them
         index_of = {block: index for index, block in enumerate(at_hand)}
         firsts = torch.tensor([index_of[block] * self.block_size for block in per_slot], dtype=torch.long, device=slots.device)
         places = (firsts + slots % self.block_size).to(self.device)
@@ -459,7 +460,7 @@ class QuantizedStore(Store):
         )
 
     def _open(self, blocks: Sequence[int]) -> None:
-        """Give blocks that hold nothing yet a place in full precision."""
+        """Give blocks a place in full precision. Whoever asks for one fills all of it."""
         missing = len(blocks) - len(self._free_stages)
         if missing > 0:
             held = self._staged.shape[2]
@@ -468,7 +469,6 @@ class QuantizedStore(Store):
             self._free_stages = [*reversed(range(held, held + more)), *self._free_stages]
         for block in blocks:
             self._stage_of[block] = self._free_stages.pop()
-            self._staged[:, :, self._stage_of[block]] = 0
         self._note_stages(blocks)
 
     def _note_stages(self, blocks: Sequence[int]) -> None:
