@@ -5,7 +5,7 @@ from llama3_edu.cache.blocks import BlockPool, OutOfBlocks
 from llama3_edu.cache.contiguous import ContiguousCache
 from llama3_edu.cache.growing import GrowingCache
 from llama3_edu.cache.paged import PagedCache, paged_attention
-from llama3_edu.cache.prefix import PrefixCache
+from llama3_edu.cache.prefix import PrefixCache, chain_hash
 from llama3_edu.cache.quantized import QuantizedCache
 from llama3_edu.cache.store import FloatStore, QuantizedStore, dequantize, pack, quantize, unpack
 
@@ -18,6 +18,7 @@ __all__ = [
     "OutOfBlocks",
     "PagedCache",
     "PrefixCache",
+    "chain_hash",
     "QuantizedCache",
     "FloatStore",
     "QuantizedStore",
