@@ -66,7 +66,7 @@ class RoundedCache(KVCache):
         return torch.arange(self.held)[None]
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = (torch.cat((old, new[0])) for old, new in zip(self.kv[layer], (k, v)))
+        keys, values = (torch.cat((old, new[0].detach())) for old, new in zip(self.kv[layer], (k, v)))
         size = self.group_size
         for first in range(self._closed(self.before) * size, self._closed(self.held) * size, size):
             here = slice(first, first + size)
