@@ -23,6 +23,15 @@ __all__ = [
     "BlockPublished",
     "BlockEvicted",
     "PrefixReused",
+    "BeamsPruned",
+    "BeamFinished",
+    "StepScheduled",
+    "SequenceAdded",
+    "SequenceAdmitted",
+    "SequenceForked",
+    "SequenceExtended",
+    "SequencePreempted",
+    "SequenceFinished",
 ]
 
 
@@ -181,6 +190,143 @@ class PrefixReused(Event):
 
     blocks: tuple[int, ...]
     num_cached: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class BeamsPruned(Event):
+    """Of all beams with one token more, these go on.
+
+    Args:
+        position: where the new tokens stand.
+        parents: for every beam that goes on, the row it continues.
+        token_ids: for every beam that goes on, its new token.
+        scores: for every beam that goes on, the sum of its tokens' log-probabilities.
+        closed: the rows that no beam continues.
+    """
+
+    position: int
+    parents: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    scores: tuple[float, ...]
+    closed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BeamFinished(Event):
+    """A beam ended among the best of its step.
+
+    Args:
+        position: where its last token stands.
+        parent: the row it continued.
+        token_id: its last token.
+        score: its final score, length penalty included.
+    """
+
+    position: int
+    parent: int
+    token_id: int
+    score: float
+
+
+@dataclass(frozen=True)
+class StepScheduled(Event):
+    """An engine decided what its next step computes.
+
+    Args:
+        step: which step, from 0.
+        sequences: the sequences that take part.
+        num_tokens: for each of them, how many of its tokens are computed.
+    """
+
+    step: int
+    sequences: tuple[int, ...]
+    num_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SequenceAdded(Event):
+    """An engine was given a request.
+
+    Args:
+        sequence: its number, in order of arrival.
+        num_tokens: tokens of its prompt.
+    """
+
+    sequence: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class SequenceAdmitted(Event):
+    """A sequence takes part in the steps from now on.
+
+    Args:
+        sequence: its number.
+        num_cached: tokens that were found in the prefix cache.
+        num_tokens: tokens it has so far.
+    """
+
+    sequence: int
+    num_cached: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class SequenceForked(Event):
+    """A sequence goes on in two ways.
+
+    Args:
+        sequence: the new one.
+        parent: the one it shares its past with.
+        blocks: the blocks they share; none where the new one has to wait.
+    """
+
+    sequence: int
+    parent: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SequenceExtended(Event):
+    """A sequence was given its next token.
+
+    Args:
+        sequence: its number.
+        position: where the token stands.
+        token_id: which token it is.
+    """
+
+    sequence: int
+    position: int
+    token_id: int
+
+
+@dataclass(frozen=True)
+class SequencePreempted(Event):
+    """A sequence gave its blocks back and waits; what they held is computed again later.
+
+    Args:
+        sequence: its number.
+        num_lost: tokens whose keys and values are given up.
+    """
+
+    sequence: int
+    num_lost: int
+
+
+@dataclass(frozen=True)
+class SequenceFinished(Event):
+    """A sequence ended and gave its blocks back.
+
+    Args:
+        sequence: its number.
+        reason: why, as `Sequence.finish_reason` has it.
+        num_tokens: tokens it has, its prompt included.
+    """
+
+    sequence: int
+    reason: str
     num_tokens: int
 
 
