@@ -18,7 +18,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/var/jupyter
 export JUPYTER_RUNTIME_DIR := $(CURDIR)/$(VENV)/var/jupyter/runtime
 export IPYTHONDIR := $(CURDIR)/$(VENV)/var/ipython
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/var/matplotlib
-# Kernel connection files need a port each; frozen modules only make the debugger complain.
+# Without this, every kernel says that its debugger cannot see into frozen modules.
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Nothing here fetches a model; a test that tried to would be a mistake.
 export HF_HUB_OFFLINE := 1
@@ -46,7 +46,7 @@ $(BUILT): $(INSTALLED) $(BOOK_SOURCES) $(PACKAGE_SOURCES)
 test: test-unit test-notebooks test-browser ## Run every test but the slow ones
 
 test-unit: $(INSTALLED) ## Test the package: units, properties, parity with transformers
-	$(BIN)/python -m pytest tests --ignore tests/book
+	$(BIN)/python -m pytest tests --ignore tests/book --ignore tests/widgets/test_drawn.py
 
 test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come out as committed
 	$(BIN)/python -m pytest tests/book/test_notebooks.py
@@ -54,7 +54,7 @@ test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come ou
 
 test-browser: $(BUILT) ## Test the built site: links, foreign requests, and its widgets in a browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
-	$(BIN)/python -m pytest tests/book --ignore tests/book/test_notebooks.py
+	$(BIN)/python -m pytest tests/widgets/test_drawn.py tests/book --ignore tests/book/test_notebooks.py
 
 test-slow: $(INSTALLED) ## Run the slow tests: the built wheel alone in an empty environment
 	$(BIN)/python -m pytest tests -m slow --ignore tests/book/test_site.py --ignore tests/book/test_browser.py
@@ -64,7 +64,7 @@ notebooks: $(INSTALLED) ## Execute every notebook in place and make it ready to 
 
 lock: $(INSTALLED) ## Resolve requirements.in anew into requirements.txt
 	$(BIN)/python -m pip install --quiet uv
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --fork-strategy fewest \
 	    --no-annotate requirements.in --output-file requirements.txt
 
 clean: ## Remove what was built; keep .venv

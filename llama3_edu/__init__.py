@@ -18,6 +18,7 @@ from llama3_edu.cache import (
 )
 from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint
 from llama3_edu.config import LlamaConfig, RopeScaling
+from llama3_edu.frames import perturbation_frames, shape_frames
 from llama3_edu.generate import generate, stream
 from llama3_edu.memory import format_bytes, kv_bytes, kv_bytes_per_token, max_batch, parameter_count, weight_bytes
 from llama3_edu.model import Attention, Block, FeedForward, Llama, RMSNorm
@@ -25,3 +26,4 @@ from llama3_edu.positions import PAD, causal_mask, left_pad, right_pad
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
 from llama3_edu.sampling import greedy, sampler
 from llama3_edu.tokenizer import Tokenizer
+from llama3_edu.trace import Trace, growth_frames, recompute_frames

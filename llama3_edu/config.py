@@ -79,7 +79,8 @@ class LlamaConfig:
             _require_size(name, getattr(self, name))
         _require(self.n_heads % self.n_kv_heads == 0, "n_kv_heads", f"a divisor of n_heads ({self.n_heads})", self.n_kv_heads)
         if self.head_dim == 0:
-            _require(self.dim % self.n_heads == 0, "n_heads", f"a divisor of dim ({self.dim}), or an explicit head_dim", self.n_heads)
+            divides = self.dim % self.n_heads == 0
+            _require(divides, "n_heads", f"a divisor of dim ({self.dim}), or an explicit head_dim", self.n_heads)
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         _require(
             _is_integer(self.head_dim) and self.head_dim > 0 and self.head_dim % 2 == 0,
@@ -138,7 +139,7 @@ class LlamaConfig:
             raise ValueError(f"{path}: {error}") from None
 
     def to_hugging_face(self) -> dict[str, Any]:
-        """Return what a Hugging Face `config.json` says of this shape, in its long-standing form (`rope_theta`, `rope_scaling`)."""
+        """Return what a Hugging Face `config.json` says of this shape, in its older form (`rope_theta`, `rope_scaling`)."""
         scaling = self.rope_scaling and {
             "rope_type": "llama3",
             "factor": self.rope_scaling.factor,
@@ -175,13 +176,16 @@ _HUGGING_FACE_NAMES = {
 def _from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
     _refuse_what_is_not_llama(fields)
     for ours in ("dim", "n_layers", "n_heads", "hidden_dim", "vocab_size"):
-        theirs = _HUGGING_FACE_NAMES[ours]
-        _require_size(theirs, _required(fields, theirs))
+        _required(fields, _HUGGING_FACE_NAMES[ours])
     # What a file leaves out has the value that transformers gives it, which is not always Llama 3's.
     defaults = {"n_kv_heads": fields["num_attention_heads"], "max_seq_len": 2048, "norm_eps": 1e-6}
     found = {ours: fields[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if fields.get(theirs) is not None}
     theta, scaling = _rope_of(fields)
-    return LlamaConfig(**{**defaults, **found}, rope_theta=theta, rope_scaling=scaling)
+    try:
+        return LlamaConfig(**{**defaults, **found}, rope_theta=theta, rope_scaling=scaling)
+    except ValueError as error:
+        ours, complaint = str(error).split(" ", 1)
+        raise ValueError(f"{_HUGGING_FACE_NAMES.get(ours, ours)} {complaint}") from None
 
 
 def _refuse_what_is_not_llama(fields: Mapping[str, Any]) -> None:
@@ -224,8 +228,8 @@ def _from_meta(fields: Mapping[str, Any]) -> LlamaConfig:
     scaling = None
     if fields.get("use_scaled_rope"):
         # Meta's files of 3.1 and 3.2 say that RoPE is scaled, not by how much; taking 8 for all spoils 1B and 3B.
-        known = released.rope_scaling.factor if released else None
-        factor = _required({"rope_scaling_factor": known, **fields}, "rope_scaling_factor", hint="8 in Llama 3.1, 32 in Llama 3.2")
+        known = {"rope_scaling_factor": released.rope_scaling.factor} if released else {}
+        factor = _required({**known, **fields}, "rope_scaling_factor", hint="8 in Llama 3.1, 32 in Llama 3.2")
         scaling = RopeScaling(factor=factor, high_freq_factor=fields.get("rope_high_freq_factor") or 4.0)
     return LlamaConfig(
         dim=dim,

@@ -57,15 +57,16 @@ def stream(
     Args:
         tokens: the prompts.
         max_new_tokens: rounds at most.
-        cache: where keys and values are kept, with one row per prompt. It may hold the first tokens already. None: nothing is kept.
+        cache: where keys and values are kept, with one row per prompt. It may hold the first tokens already. None:
+            nothing is kept.
         choose: from logits to tokens: `greedy`, or what `sampler` returns.
         stop_ids: tokens after which a row is done. The stop token itself is still yielded; the loop ends when all rows are done.
         positions: where the prompts' tokens stand, as `right_pad` and `left_pad` return it. None: no padding.
         observer: is told `TokensComputed` for every forward and `TokenChosen` for every row that goes on.
 
     Raises:
-        ValueError: `max_new_tokens` is below 0, the cache holds the whole prompt of a row already (its last token must be run, or
-            there are no logits to choose from), or what `Llama.forward` refuses.
+        ValueError: `max_new_tokens` is below 0, the cache holds the whole prompt of a row already (its last token must be
+            run, or there are no logits to choose from), or what `Llama.forward` refuses.
     """
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens should be at least 0; it is {max_new_tokens}")
@@ -77,17 +78,18 @@ def stream(
     for _ in range(max_new_tokens):
         seen = _columns_held(positions, cache)
         observer(TokensComputed(positions=_without_padding(positions[:, seen:])))
-        with torch.no_grad():  # not inference_mode: the cache may be used outside, where gradients are on
+        with torch.no_grad():  # not inference_mode: logits and cache may be written to outside
             logits = model.next_logits(tokens[:, seen:], cache, positions[:, seen:])
         chosen = torch.where(done, tokens[:, -1], choose(logits))
         at = torch.where(done, PAD, positions.amax(dim=1) + 1)
         _report(chosen, at, observer)
         yield chosen
-        tokens = torch.cat((tokens, chosen[:, None]), dim=1)
-        positions = torch.cat((positions, at[:, None]), dim=1)
         done = done | torch.isin(chosen, stops)
         if done.all():
             return
+        tokens = torch.cat((tokens, chosen[:, None]), dim=1)
+        # A row that is done is padding from now on: not even its stop token is run.
+        positions = torch.cat((positions, torch.where(done, PAD, at)[:, None]), dim=1)
 
 
 def _default_positions(tokens: Tensor) -> Int[Tensor, "batch prompt_len"]:

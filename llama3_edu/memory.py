@@ -21,7 +21,7 @@ def weight_bytes(config: LlamaConfig, *, bits: int = 16) -> int:
 
 
 def kv_bytes_per_token(config: LlamaConfig, *, bits: int = 16) -> int:
-    """Return the bytes one token's keys and values take: layers × KV heads × head_dim × 2 × bits / 8, rounded up to a whole byte."""
+    """Return the bytes one token's keys and values take: layers × KV heads × head_dim × 2 × bits / 8, rounded up."""
     return _bytes(config.kv_elements_per_token, bits)
 
 

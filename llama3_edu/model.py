@@ -148,8 +148,8 @@ class Llama(nn.Module):
             positions: where each token stands, `PAD` for padding. None: each row continues where the cache ends.
 
         Raises:
-            ValueError: no token was given, an id is outside the vocabulary, `positions` has another shape than `tokens`, or the cache
-                refuses the positions.
+            ValueError: no token was given, an id is outside the vocabulary, `positions` has another shape than `tokens`,
+                or the cache refuses the positions.
         """
         return self.output(self._hidden(tokens, cache, positions)[0])
 

@@ -18,8 +18,10 @@ both = pytest.mark.parametrize("attention", [attend, fused_attend])
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
 
-def random_qkv(n_heads: int, n_kv_heads: int, *, new_len: int = 5, kv_len: int = 7, seed: int = 0, dtype: torch.dtype = torch.float64):
-    generator = torch.Generator().manual_seed(seed)
+def random_qkv(
+    n_heads: int, n_kv_heads: int, *, new_len: int = 5, kv_len: int = 7, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, new_len, n_heads, 8, generator=generator, dtype=torch.float64)
     k, v = torch.randn(2, 2, kv_len, n_kv_heads, 8, generator=generator, dtype=torch.float64)
     return q.to(dtype), k.to(dtype), v.to(dtype)
@@ -71,8 +73,8 @@ def test_both_equal_the_sum_written_out(attention: Callable[..., Tensor], n_head
 def test_fused_equals_readable(n_heads: int, n_kv_heads: int, dtype: torch.dtype, masked: bool, device: torch.device) -> None:
     q, k, v = (x.to(device) for x in random_qkv(n_heads, n_kv_heads, dtype=dtype))
     mask = ragged_mask().to(device) if masked else None
-    real = slice(None) if mask is None else mask.any(dim=-1)
-    assert_same(fused_attend(q, k, v, mask)[real], attend(q, k, v, mask)[real], tolerance=TOLERANCE[dtype])
+    # Queries that see nothing included: both spread their weight evenly.
+    assert_same(fused_attend(q, k, v, mask), attend(q, k, v, mask), tolerance=TOLERANCE[dtype])
 
 
 @every_grouping
@@ -122,7 +124,12 @@ def test_weights_are_shares_of_what_is_visible(dtype: torch.dtype) -> None:
 def test_fused_attention_repeats_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = random_qkv(8, 2, new_len=1, kv_len=50)
     handed: list[Tensor] = []
-    real = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **options: handed.extend((k, v)) or real(q, k, v, **options))
+    kernel = F.scaled_dot_product_attention
+
+    def watching(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+        handed.extend((k, v))
+        return kernel(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watching)
     fused_attend(q, k, v)
-    assert [x.untyped_storage().data_ptr() for x in handed] == [k.untyped_storage().data_ptr(), v.untyped_storage().data_ptr()]
+    assert [x.untyped_storage().data_ptr() for x in handed] == [x.untyped_storage().data_ptr() for x in (k, v)]

@@ -287,7 +287,8 @@ def test_every_key_comes_back_at_the_position_that_reserve_named(maker: Maker) -
         key_positions = cache.reserve(torch.tensor(positions))
         for layer in range(CONFIG.n_layers):
             k, v = random_kv(2, len(positions[0]), seed=10 * seed + layer)
-            given |= {(layer, r, p): (k[r, c], v[r, c]) for r, row in enumerate(positions) for c, p in enumerate(row) if p != PAD}
+            real = [(row, column, p) for row, held in enumerate(positions) for column, p in enumerate(held) if p != PAD]
+            given |= {(layer, row, p): (k[row, column], v[row, column]) for row, column, p in real}
             k_all, v_all = cache.update(layer, k, v)
             assert k_all.shape == v_all.shape == (*key_positions.shape, 2, 8)
             assert k_all.isfinite().all() and v_all.isfinite().all()

@@ -74,9 +74,9 @@ def test_rows_are_drawn_independently_each_from_its_own_logits() -> None:
     assert len(set(same.tolist())) == 6
 
 
-@pytest.mark.parametrize(("top_k", "kept"), [(1, {0}), (2, {0, 1}), (4, {0, 1, 2, 3}), (5, {0, 1, 2, 3, 4}), (50, {0, 1, 2, 3, 4})])
-def test_top_k_keeps_the_k_likeliest(top_k: int, kept: set[int]) -> None:
-    assert drawn(PROBS, top_k=top_k) == kept
+@pytest.mark.parametrize("top_k", [1, 2, 4, 5, 50])
+def test_top_k_keeps_the_k_likeliest(top_k: int) -> None:
+    assert drawn(PROBS, top_k=top_k) == set(range(min(top_k, 5)))
 
 
 @pytest.mark.parametrize(

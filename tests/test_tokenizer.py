@@ -161,6 +161,13 @@ def test_a_tokenizer_is_read_from_its_directory_and_from_its_file(tmp_path):
         assert Tokenizer.from_pretrained(place).encode("the cat", bos=True) == TOKENIZER.encode("the cat", bos=True)
 
 
+def test_a_repository_name_downloads_the_one_file(tmp_path, monkeypatch):
+    BACKEND.save(str(tmp_path / "tokenizer.json"))
+    places = {("some-owner/Llama-3.2-tiny", ("tokenizer.json",)): str(tmp_path)}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, *, allow_patterns: places[repo, tuple(allow_patterns)])
+    assert Tokenizer.from_pretrained("some-owner/Llama-3.2-tiny").encode("the cat") == TOKENIZER.encode("the cat")
+
+
 def test_padding_and_cutting_set_in_the_file_are_left_out(tmp_path):
     backend = make_backend()
     backend.enable_truncation(3)

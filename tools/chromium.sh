@@ -1,6 +1,8 @@
 #!/bin/sh
-# Prints the path of the Chromium or Chrome that the browser tests drive. Where there is none, installs Debian's, if allowed.
+# Prints the path of the Chromium or Chrome that the browser tests drive. Where there is none, installs Debian's; where there
+# is none of those either (Ubuntu), fetches Playwright's into .venv.
 set -eu
+cd "$(dirname "$0")/.."
 
 find_chromium() {
     for name in chromium chromium-browser google-chrome google-chrome-stable; do
@@ -13,17 +15,18 @@ find_chromium() {
     return 1
 }
 
-install_chromium() {
-    command -v apt-get >/dev/null 2>&1 || return 1
-    if [ "$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi
-    echo "No Chromium here: installing it with apt-get …" >&2
-    { $sudo apt-get update && $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y chromium; } </dev/null >&2
+fetch_chromium() {
+    export PLAYWRIGHT_BROWSERS_PATH="$PWD/.venv/var/browsers"
+    with_deps=
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then with_deps=--with-deps; fi
+    .venv/bin/playwright install $with_deps chromium </dev/null >&2 || return 1
+    .venv/bin/python -c 'from playwright.sync_api import sync_playwright as s; p = s().start(); print(p.chromium.executable_path); p.stop()'
 }
 
 if [ -n "${CHROMIUM:-}" ]; then
     echo "$CHROMIUM"
-elif ! find_chromium; then
-    { install_chromium && find_chromium; } || {
+else
+    find_chromium || { tools/apt-install.sh chromium && find_chromium; } || fetch_chromium || {
         echo "The browser tests need Chromium or Chrome. Install one, or name it: make CHROMIUM=/path/to/chrome …" >&2
         exit 1
     }

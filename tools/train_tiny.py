@@ -9,6 +9,7 @@ started again ends with the same weights as one that was not.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -22,14 +23,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from jaxtyping import Int
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Backend
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from llama3_edu import Llama, LlamaConfig
+from llama3_edu import Llama, LlamaConfig, Tokenizer
+from llama3_edu.checkpoint import load_checkpoint, save_checkpoint
 
 CORPUS_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 CORPUS_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -47,13 +49,14 @@ class Recipe:
     """Every number that shapes the trained model. The defaults made the bundled one.
 
     Args:
-        steps: weight updates. The learning rate rises for `warmup` of them, then falls in a straight line to 0.
+        steps: weight updates. The learning rate rises for `warmup` of them, falls slowly along a line that would reach 0 at step
+            `horizon`, and in the last `cooldown` steps falls to 0 quickly.
         batch_tokens: tokens that one update learns from.
-        window: tokens read in one piece; `long_window` in the last `long_share` of the steps.
+        window: tokens read in one piece; `long_window` during the cooldown.
         matrix_lr: learning rate of the matrices, which Muon updates; `vector_lr`: of the embeddings and norms, by AdamW.
         weight_decay: how fast matrices shrink, in units of their learning rate.
         dropout: share of activations set to 0, after the embedding and after each half of each block, and inside the halves.
-        forget: share of BPE merges left out when the text is encoded, at the start; it falls in a straight line to 0.
+        forget: share of BPE merges left out when the text is encoded, at the start; it falls as the learning rate does.
         reencode_every: steps between two encodings of the text.
         average: share of itself that the running average of the weights keeps at a step.
     """
@@ -66,10 +69,11 @@ class Recipe:
     vocab_size: int = 512
     window: int = 256
     long_window: int = 512
-    long_share: float = 0.2
     batch_tokens: int = 8192
-    steps: int = 3800
+    steps: int = 2000
     warmup: int = 100
+    horizon: int = 3800
+    cooldown: int = 460
     matrix_lr: float = 2e-3
     vector_lr: float = 2e-3
     weight_decay: float = 0.3
@@ -86,11 +90,20 @@ class Recipe:
         )  # fmt: skip
 
     def window_at(self, step: int) -> int:
-        return self.long_window if step >= (1 - self.long_share) * self.steps else self.window
+        return self.long_window if step >= self.steps - self.cooldown else self.window
 
     def lr_share(self, step: int) -> float:
         """The learning rate at a step, as a share of its peak."""
-        return min((step + 1) / self.warmup, (self.steps - step) / max(1, self.steps - self.warmup))
+        slow_fall = (self.horizon - step) / (self.horizon - self.warmup)
+        return min((step + 1) / self.warmup, slow_fall) * self._cooldown_left(step)
+
+    def forget_at(self, step: int) -> float:
+        """The share of merges left out at a step."""
+        return self.forget * (1 - step / self.horizon) * self._cooldown_left(step)
+
+    def _cooldown_left(self, step: int) -> float:
+        """1 until the cooldown begins, then down to 0 at the last step."""
+        return min(1.0, (self.steps - step) / self.cooldown)
 
 
 # The text
@@ -102,17 +115,22 @@ def read_corpus(path: Path) -> str:
     Raises:
         ValueError: its SHA-256 is another.
     """
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != CORPUS_SHA256:
-        raise ValueError(f"{path} is not the text wanted: its SHA-256 should be {CORPUS_SHA256}; it is {found}")
-    return data.decode("utf-8")
+    return checked(path.read_bytes(), source=str(path))
 
 
 def download_corpus(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Fetch the text from its public address, and keep it if it is the right one."""
     with urllib.request.urlopen(CORPUS_URL, timeout=60) as answer:
-        path.write_bytes(answer.read())
+        text = checked(answer.read(), source=CORPUS_URL)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode("utf-8"))
+
+
+def checked(data: bytes, *, source: str) -> str:
+    found = hashlib.sha256(data).hexdigest()
+    if found != CORPUS_SHA256:
+        raise ValueError(f"{source} is not the text wanted: its SHA-256 should be {CORPUS_SHA256}; it is {found}")
+    return data.decode("utf-8")
 
 
 def split(text: str) -> tuple[str, str]:
@@ -121,16 +139,15 @@ def split(text: str) -> tuple[str, str]:
     return text[:end], text[end:]
 
 
-def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
+def train_tokenizer(text: str, vocab_size: int) -> Backend:
     """Learn a byte-level BPE in Llama 3's form: its way of splitting, its special tokens at the end of the vocabulary."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Backend(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
-    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([text], trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     begin = SPECIAL_TOKENS[0]
@@ -139,7 +156,7 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode_forgetfully(tokenizer: Tokenizer, text: str, *, forget: float, pieces: int, seed: int) -> Int[Tensor, "length"]:
+def encode_forgetfully(tokenizer: Backend, text: str, *, forget: float, pieces: int, seed: int) -> Int[Tensor, "length"]:
     """Encode the text in pieces, each with its own random subset of the tokenizer's merges.
 
     The same words come out cut in other places at every reading. After arXiv 1910.13267, with merges left out for a whole
@@ -148,7 +165,7 @@ def encode_forgetfully(tokenizer: Tokenizer, text: str, *, forget: float, pieces
     chance = random.Random(seed)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
-    forgetful = Tokenizer.from_str(tokenizer.to_str())
+    forgetful = Backend.from_str(tokenizer.to_str())
     token_ids: list[int] = []
     for piece in range(pieces):
         kept = [merge for merge in merges if chance.random() >= forget]
@@ -161,7 +178,7 @@ def encode_forgetfully(tokenizer: Tokenizer, text: str, *, forget: float, pieces
 class Batches:
     """The windows of text that each step learns from: `batches[step]` is the same whenever it is asked for."""
 
-    def __init__(self, tokenizer: Tokenizer, text: str, recipe: Recipe) -> None:
+    def __init__(self, tokenizer: Backend, text: str, recipe: Recipe) -> None:
         self._tokenizer, self._text, self._recipe = tokenizer, text, recipe
         self._begin = tokenizer.token_to_id(SPECIAL_TOKENS[0])
         self._reading, self._tokens = -1, torch.empty(0)
@@ -180,10 +197,10 @@ class Batches:
     def _read(self, reading: int) -> None:
         if reading == self._reading:
             return
-        done = reading * self._recipe.reencode_every / self._recipe.steps
+        forget = self._recipe.forget_at(reading * self._recipe.reencode_every)
         self._reading = reading
         self._tokens = encode_forgetfully(
-            self._tokenizer, self._text, forget=self._recipe.forget * (1 - done), pieces=16, seed=_seed(self._recipe, reading)
+            self._tokenizer, self._text, forget=forget, pieces=16, seed=_seed(self._recipe, reading)
         )
 
 
@@ -262,9 +279,9 @@ class Training:
         self.model = Llama(recipe.config(), attend=attend_in_training)
         initialise(self.model, recipe.seed)
         self.model.to(device)
+        self.averaged = copy.deepcopy(self.model)
         self.dropout = Dropout(recipe.dropout, device=device)
         self.dropout.hook_onto(self.model)
-        self.averaged = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
         matrices = [weight for name, weight in self.model.layers.named_parameters() if weight.ndim == 2]
         others = [weight for name, weight in self.model.named_parameters() if not name.startswith("layers.") or weight.ndim == 1]
         self.optimisers = (
@@ -295,15 +312,15 @@ class Training:
             optimiser.zero_grad()
         keep = min(self.recipe.average, (self.step + 1) / (self.step + 10))  # the first steps are soon forgotten
         with torch.no_grad():
-            for name, weight in self.model.named_parameters():
-                self.averaged[name].lerp_(weight, 1 - keep)
+            for average, weight in zip(self.averaged.parameters(), self.model.parameters()):
+                average.lerp_(weight, 1 - keep)
 
     def save(self, path: Path) -> None:
         state = {
             "recipe": asdict(self.recipe),
             "step": self.step,
             "model": self.model.state_dict(),
-            "averaged": self.averaged,
+            "averaged": self.averaged.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
         torch.save(state, path.with_suffix(".new"))
@@ -318,19 +335,15 @@ class Training:
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["recipe"] != asdict(self.recipe):
             raise ValueError(f"{path} was saved with another recipe: {state['recipe']}; wanted {asdict(self.recipe)}")
-        self.step, self.averaged = state["step"], state["averaged"]
+        self.step = state["step"]
         self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"]):
             optimiser.load_state_dict(saved)
 
 
-def train(text: str, recipe: Recipe, work: Path, *, device: str = "cpu", until: int | None = None, save_every: int = 200) -> Training:
-    """Train on all but the end of the text, going on with what is in `work`; leave state and a checkpoint there.
-
-    Args:
-        until: the step to stop at; the recipe's last when left out.
-        save_every: steps between two saves.
-    """
+def train(text: str, recipe: Recipe, work: Path, *, device: str = "cpu", save_every: int = 200) -> Training:
+    """Train on all but the end of the text, going on from what is in `work`; leave state and a checkpoint there."""
     work.mkdir(parents=True, exist_ok=True)
     trained_on, held_out = split(text)
     tokenizer = train_tokenizer(trained_on, recipe.vocab_size)
@@ -338,15 +351,14 @@ def train(text: str, recipe: Recipe, work: Path, *, device: str = "cpu", until: 
     training = Training(recipe, device=device)
     if (work / "state.pt").exists():
         training.load(work / "state.pt")
-    last = recipe.steps if until is None else min(until, recipe.steps)
     with stop_requests() as stop, tqdm(total=recipe.steps, initial=training.step, unit="step") as bar:
-        while training.step < last and not stop:
+        while training.step < recipe.steps and not stop:
             bar.set_postfix(loss=f"{training.learn(*batches[training.step]):.3f}", refresh=False)
             bar.update()
-            if training.step % save_every == 0 or training.step == last or stop:
+            if training.step % save_every == 0 or training.step == recipe.steps or stop:
                 training.save(work / "state.pt")
                 export(training, tokenizer, work / "checkpoint")
-                nats = nats_per_character(*load(work / "checkpoint"), held_out)
+                nats = evaluate(work / "checkpoint", held_out, window=recipe.window_at(training.step - 1))
                 bar.write(f"step {training.step}: {nats:.4f} nats per character on the held-out text")
     return training
 
@@ -355,7 +367,11 @@ def train(text: str, recipe: Recipe, work: Path, *, device: str = "cpu", until: 
 def stop_requests() -> Iterator[list[int]]:
     """Yield a list that fills when somebody asks to stop (Ctrl-C or `kill`), so that a step is never left half done."""
     received: list[int] = []
-    previous = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -365,72 +381,39 @@ def stop_requests() -> Iterator[list[int]]:
 
 # The checkpoint
 
-HUGGING_FACE_NAMES = {
-    "tok_embeddings": "model.embed_tokens",
-    "layers": "model.layers",
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "attention_norm": "input_layernorm",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "norm": "model.norm",
-}
 
-
-def hugging_face_name(name: str) -> str:
-    """`layers.3.attention.wq.weight` becomes `model.layers.3.self_attn.q_proj.weight`."""
-    if not name.startswith("layers."):
-        return HUGGING_FACE_NAMES[name.removesuffix(".weight")] + ".weight"
-    layers, index, rest = name.removesuffix(".weight").split(".", 2)
-    return f"{HUGGING_FACE_NAMES[layers]}.{index}.{HUGGING_FACE_NAMES[rest]}.weight"
-
-
-def export(training: Training, tokenizer: Tokenizer, folder: Path) -> None:
+def export(training: Training, tokenizer: Backend, folder: Path) -> None:
     """Write the averaged weights, in bfloat16, and all that Hugging Face's tools want beside them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(training.averaged, folder, dtype=torch.bfloat16)
     begin, end, *_, turn_end = (tokenizer.token_to_id(token) for token in SPECIAL_TOKENS)
-    config = training.recipe.config().to_hugging_face()
     ids = {"bos_token_id": begin, "eos_token_id": [end, turn_end]}
     names = {"bos_token": SPECIAL_TOKENS[0], "eos_token": SPECIAL_TOKENS[1], "clean_up_tokenization_spaces": False}
     names |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": training.recipe.long_window}
-    _write_json(folder / "config.json", config | ids | {"torch_dtype": "bfloat16", "use_cache": True})
-    _write_json(folder / "generation_config.json", ids)
-    _write_json(folder / "tokenizer_config.json", names)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for file, fields in {"config": config | ids, "generation_config": ids, "tokenizer_config": names}.items():
+        (folder / f"{file}.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    tensors = {hugging_face_name(name): weight.to("cpu", torch.bfloat16).contiguous() for name, weight in training.averaged.items()}
-    save_file(tensors, folder / "model.safetensors.new", metadata={"format": "pt"})
-    os.replace(folder / "model.safetensors.new", folder / "model.safetensors")
 
 
-def _write_json(path: Path, fields: dict) -> None:
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def load(folder: Path) -> tuple[Llama, Tokenizer]:
-    """Return an exported model, in float32, and its tokenizer."""
-    model = Llama(LlamaConfig.from_json(folder / "config.json"))
-    tensors = load_file(folder / "model.safetensors")
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(tensors[hugging_face_name(name)])
-    return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+def evaluate(folder: Path, text: str, *, window: int | None = None) -> float:
+    """Return the nats per character of a checkpoint as it lies on disk, computed in float32."""
+    model, tokenizer = load_checkpoint(folder, dtype=torch.float32), Tokenizer.from_pretrained(folder)
+    return nats_per_character(model, tokenizer, text, window=window)
 
 
 @torch.inference_mode()
-def nats_per_character(model: Llama, tokenizer: Tokenizer, text: str) -> float:
-    """Return how surprised the model is by a text: minus the log-probability of all its tokens, by the number of its characters.
+def nats_per_character(model: Llama, tokenizer: Tokenizer, text: str, *, window: int | None = None) -> float:
+    """Return how surprised a model is by a text: minus the log-probability of all its tokens, over the number of its characters.
 
     The text is encoded in one way, the tokenizer's own, with one `<|begin_of_text|>` in front, so that every token of the text
-    is predicted, and each once. It is read in windows of `max_seq_len` tokens, each starting half a window after the one
-    before; a window counts only for what no earlier one has predicted, so everything but the first half window is predicted
-    with at least half a window of text before it.
+    is predicted, and each once. It is read in windows, each starting half a window after the one before; a window counts only
+    for what no earlier one has predicted. So everything but the first half window is predicted from at least half a window.
+
+    Args:
+        window: tokens read in one piece; the model's `max_seq_len` when left out.
     """
-    tokens = torch.tensor(tokenizer.encode(text).ids)
-    window, total, predicted = model.config.max_seq_len, 0.0, 0
+    tokens = torch.tensor(tokenizer.encode(text, bos=True))
+    window, total, predicted = window or model.config.max_seq_len, 0.0, 0
     for start in range(0, len(tokens) - 1, window // 2):
         piece = tokens[start : start + window + 1]
         fresh = predicted - start  # the first target of this window that has not been counted
@@ -443,21 +426,32 @@ def nats_per_character(model: Llama, tokenizer: Tokenizer, text: str) -> float:
 
 
 def main() -> None:
+    best = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, help="the text; downloaded when left out")
-    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="where state and checkpoint are kept (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    parser.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="train nothing; print a checkpoint's nats per character")
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder of state and checkpoint: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=best, help="default here: %(default)s")
+    parser.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="print its nats per character; train nothing")
     options = parser.parse_args()
     corpus = options.corpus or options.work / "tinyshakespeare.txt"
-    if options.corpus is None and not corpus.exists():
-        download_corpus(corpus)
-    text = read_corpus(corpus)
-    if options.evaluate is None:
-        train(text, Recipe(), options.work, device=options.device)
+    try:
+        if options.corpus is None and not corpus.exists():
+            download_corpus(corpus)
+        text = read_corpus(corpus)
+        if options.evaluate is None:
+            train_to_the_end(text, options.work, device=options.device)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from None
     checkpoint = options.evaluate or options.work / "checkpoint"
-    nats = nats_per_character(*load(checkpoint), split(text)[1])
-    print(f"{checkpoint}: {nats:.4f} nats per character on the held-out tenth")
+    print(f"{checkpoint}: {evaluate(checkpoint, split(text)[1]):.4f} nats per character on the held-out tenth")
+
+
+def train_to_the_end(text: str, work: Path, *, device: str) -> None:
+    if not hasattr(torch.optim, "Muon"):
+        raise SystemExit(f"training needs torch 2.9 or later, which brings the optimiser Muon; this is torch {torch.__version__}")
+    training = train(text, Recipe(), work, device=device)
+    if training.step < training.recipe.steps:
+        raise SystemExit(f"stopped after step {training.step} of {training.recipe.steps}; the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -119,12 +119,15 @@ def continued(positions: Int[Tensor, "batch new_len"], seq_lens: list[int]) -> l
     for row, (new, held) in enumerate(zip(rows, seq_lens)):
         if new != list(range(held, held + len(new))):
             raise ValueError(
-                f"row {row} of the cache holds {held} tokens, so its next position is {held}; it was given positions {_short(new)}"
+                f"row {row} of the cache holds {held} tokens, so its next position is {held}; "
+                f"it was given positions {_short(new)}"
             )
     return rows
 
 
-def check_fits(stored: Float[Tensor, "batch slots n_kv_heads head_dim"], *given: Float[Tensor, "batch2 new_len heads width"]) -> None:
+def check_fits(
+    stored: Float[Tensor, "rows slots n_kv_heads head_dim"], *given: Float[Tensor, "batch new_len heads width"]
+) -> None:
     """Raise ValueError unless keys and values have the heads and the type of number that the cache was made for."""
     for x in given:
         if x.shape[2:] != stored.shape[2:] or x.dtype != stored.dtype:

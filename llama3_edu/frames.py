@@ -1,0 +1,291 @@
+"""Frames made from a look inside the model: what one replaced token changes, and the shape of everything on the way to the next token."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from llama3_edu.attention import attend, repeat_kv
+from llama3_edu.model import Llama
+from llama3_edu.positions import causal_mask
+from llama3_edu.probe import Inside, look_inside
+from llama3_edu.trace import Frames, HasPieces, quoted, token_texts
+
+__all__ = ["perturbation_frames", "shape_frames"]
+
+
+def perturbation_frames(
+    model: Llama, tokens: Int[Tensor, "1 new_len"], *, replacement: int, tokenizer: HasPieces | None = None
+) -> Frames:
+    """Replace one token after another and note all that changes: the frames of `CausalMask`.
+
+    The first step is the text as it is. Step t + 1 has the token at position t replaced. A number counts as changed when it is
+    not equal bit for bit: both runs have the same shapes, so whatever does not depend on the token is computed by the same
+    operations in the same order.
+
+    Args:
+        model: the model to run, `new_len + 1` times.
+        tokens: one text; 16 tokens are easy to look at.
+        replacement: the token id put in the place of each; none of the tokens may be it.
+        tokenizer: turns token ids into text.
+
+    Returns:
+        `tokens`, the sizes, `weights` (per layer and head, the row of each query: its weight for every key it may see, in
+        thousandths) and `steps`; a step holds the `position` replaced (None in the first), `logits` and `layers`; a layer holds what
+        changed: `q`, `k`, `v` and `out` as one character per position, `scores` as one string per query; `1` is changed.
+
+    Raises:
+        ValueError: `tokens` is not one row, or holds the replacement.
+    """
+    if tokens.shape[0] != 1 or (tokens == replacement).any():
+        raise ValueError(
+            f"perturbation_frames takes one row of tokens without the replacement {replacement}; it was given {tokens.tolist()}"
+        )
+    before = look_inside(model, tokens)
+    texts = token_texts([*tokens[0].tolist(), replacement], tokenizer)
+    steps = [_perturbation_step(None, before, before, texts)]
+    for position in range(tokens.shape[1]):
+        replaced = tokens.clone()
+        replaced[0, position] = replacement
+        steps.append(_perturbation_step(position, before, look_inside(model, replaced), texts))
+    return {
+        "tokens": texts[:-1],
+        "replacement": texts[-1],
+        "n_layers": model.config.n_layers,
+        "n_heads": model.config.n_heads,
+        "weights": [[_lower_triangle(head) for head in (layer[0] * 1000).round().int()] for layer in before.weights],
+        "steps": steps,
+    }
+
+
+def shape_frames(model: Llama, tokens: Int[Tensor, "1 new_len"], *, tokenizer: HasPieces | None = None, top: int = 8) -> Frames:
+    """Run the model once and note what every stage makes of the tokens: the frames of `DecoderShapes`.
+
+    Args:
+        model: the model to run.
+        tokens: one text; 6 to 10 tokens are easy to look at.
+        tokenizer: turns token ids into text.
+        top: how many of the likeliest next tokens to list.
+
+    Returns:
+        `tokens`, `token_ids`, `n_layers`, `next` (`text` and `percent` of the likeliest next tokens) and `steps`, one per
+        stage: its `name`, its `module` in the code, `does` (what it does, in a sentence), the `axes` and `shape` of its result, how
+        many `parameters` it took, the `group` it belongs to, and a `preview` of its numbers in hundredths of the largest.
+
+    Raises:
+        ValueError: `tokens` is not one row.
+    """
+    if tokens.shape[0] != 1:
+        raise ValueError(f"shape_frames takes one row of tokens; it was given {tokens.shape[0]}")
+    with _watched(model) as seen:
+        inside = look_inside(model, tokens)
+    pieces = token_texts(tokens[0].tolist(), tokenizer)
+    probs, ids = inside.logits[0, -1].float().softmax(dim=-1).topk(top)
+    likeliest = [
+        {"text": text, "percent": round(100 * prob, 1)}
+        for text, prob in zip(token_texts(ids.tolist(), tokenizer), probs.tolist())
+    ]
+    stages = _stages(model, tokens, inside, seen)
+    return {
+        "tokens": pieces,
+        "token_ids": tokens[0].tolist(),
+        "n_layers": model.config.n_layers,
+        "next": likeliest,
+        "steps": [stage.frame(likeliest) for stage in stages],
+    }
+
+
+def _perturbation_step(position: int | None, before: Inside, after: Inside, texts: list[str]) -> dict[str, Any]:
+    layers = [_layer_changes(before, after, layer) for layer in range(len(before.q))]
+    logits = _rows_changed(before.logits, after.logits)
+    return {
+        "position": position,
+        "layers": layers,
+        "logits": logits,
+        "summary": _perturbation_summary(position, layers, logits, texts),
+    }
+
+
+def _layer_changes(before: Inside, after: Inside, layer: int) -> dict[str, Any]:
+    changed = {name: _rows_changed(getattr(before, name)[layer], getattr(after, name)[layer]) for name in ("q", "k", "v")}
+    scores = (_scores(before, layer) != _scores(after, layer)).any(dim=0)
+    out = _rows_changed(_attended(before, layer), _attended(after, layer))
+    return {**changed, "scores": [_flags(row) for row in _lower_triangle(scores.int())], "out": out}
+
+
+def _scores(inside: Inside, layer: int) -> Float[Tensor, "n_heads new_len kv_len"]:
+    """Every query times every key, before mask and softmax."""
+    q, k = inside.q[layer][0], inside.k[layer]
+    return torch.einsum("qhd,khd->hqk", q, repeat_kv(k, q.shape[1] // k.shape[2])[0])
+
+
+def _attended(inside: Inside, layer: int) -> Float[Tensor, "1 new_len n_heads head_dim"]:
+    positions = torch.arange(inside.q[layer].shape[1], device=inside.q[layer].device)[None]
+    return attend(inside.q[layer], inside.k[layer], inside.v[layer], causal_mask(positions, positions))
+
+
+def _rows_changed(before: Tensor, after: Tensor) -> str:
+    return _flags((before[0] != after[0]).flatten(start_dim=1).any(dim=1).int().tolist())
+
+
+def _flags(values: list[int]) -> str:
+    return "".join(map(str, values))
+
+
+def _lower_triangle(square: Int[Tensor, "new_len new_len"]) -> list[list[int]]:
+    return [row[: index + 1] for index, row in enumerate(square.tolist())]
+
+
+def _perturbation_summary(position: int | None, layers: list[dict[str, Any]], logits: str, texts: list[str]) -> str:
+    *tokens, replacement = texts
+    if position is None:
+        return f"The text as it is: {len(tokens)} tokens. Each query looks at its own position and at earlier ones; the upper triangle is masked."
+    first, last = layers[0], layers[-1]
+    same = "Nothing before it changes, bit for bit." if "1" not in _before(position, layers, logits) else "Something before it changes."
+    return (
+        f"Token {position}, {quoted(tokens[position])}, becomes {quoted(replacement)}. "
+        f"Keys and values change in the first layer at {_where(first['k'])}, in the last at {_where(last['k'])}; "
+        f"logits change at {_where(logits)}. {same}"
+    )
+
+
+def _before(position: int, layers: list[dict[str, Any]], logits: str) -> str:
+    rows = [layer[name] for layer in layers for name in ("q", "k", "v", "out")]
+    scores = [row for layer in layers for row in layer["scores"][:position]]
+    return "".join(flags[:position] for flags in (*rows, logits)) + "".join(scores)
+
+
+def _where(flags: str) -> str:
+    """Say which positions are flagged: `position 3`, `positions 3 to 7`, `no position`."""
+    at = [position for position, flag in enumerate(flags) if flag == "1"]
+    if not at:
+        return "no position"
+    if len(at) == 1:
+        return f"position {at[0]}"
+    return f"positions {at[0]} to {at[-1]}" if len(at) == at[-1] - at[0] + 1 else f"positions {', '.join(map(str, at))}"
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stage on the way from token ids to the next token, and the tensor it results in."""
+
+    name: str
+    module: str
+    group: str
+    does: str
+    axes: str
+    result: Tensor
+    parameters: int = 0
+
+    def frame(self, likeliest: list[dict[str, Any]]) -> dict[str, Any]:
+        axes, shape = self.axes.split(), list(self.result.shape)
+        sizes = ", ".join(f"{axis} {size}" for axis, size in zip(axes, shape))
+        summary = f"{self.name}: {self.does} Shape: {sizes}."
+        if self.group == "next":
+            summary += f" Likeliest: {quoted(likeliest[0]['text'])}, {likeliest[0]['percent']} %."
+        return {
+            "name": self.name,
+            "module": self.module,
+            "group": self.group,
+            "does": self.does,
+            "axes": axes,
+            "shape": shape,
+            "parameters": self.parameters,
+            "preview": _preview(self.result.transpose(1, 2) if axes[1] == "n_heads" else self.result),
+            "summary": summary,
+        }
+
+
+@contextmanager
+def _watched(model: Llama) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Note what goes into every module and what comes out, by the module's name, for as long as this lasts."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
+        seen[name] = (inputs[0], output)
+
+    handles = [
+        module.register_forward_hook(lambda _, inputs, output, name=name: note(name, inputs, output))
+        for name, module in model.named_modules()
+        if name and not isinstance(module, nn.ModuleList)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stages(model: Llama, tokens: Tensor, inside: Inside, seen: dict[str, tuple[Tensor, Tensor]]) -> list[_Stage]:
+    first = "batch new_len dim"
+    embedded = seen["tok_embeddings"][1]
+    last_row = inside.logits[:, -1]
+    tied = model.output.weight is model.tok_embeddings.weight
+    stages = [
+        _Stage("Token ids", "tokens", "in", "The text, as numbers the model knows.", "batch new_len", tokens),
+        _Stage("Embedding", "tok_embeddings", "in", "Each id picks its own row of a table.", first, embedded, _size(model.tok_embeddings)),
+        *_attention_stages(model.layers[0], inside, seen),
+        *_feed_forward_stages(model.layers[0], seen),
+    ]
+    n_layers = model.config.n_layers
+    if n_layers > 1:
+        others = "Layer 2 does" if n_layers == 2 else f"Layers 2 to {n_layers} do"
+        rest = seen[f"layers.{n_layers - 1}"][1]
+        size = sum(map(_size, model.layers[1:]))
+        stages.append(_Stage("The other layers", "layers[1:]", "out", f"{others} the same again with weights of their own.", first, rest, size))
+    return stages + [
+        _Stage("Last norm", "norm", "out", "Every vector is scaled to the same length once more.", first, seen["norm"][1], _size(model.norm)),
+        _Stage(
+            "Logits", "output", "out", "Every vector is compared with each word of the vocabulary.", "batch new_len vocab_size",
+            inside.logits, 0 if tied else _size(model.output),
+        ),
+        _Stage("Next token", "next_logits", "next", "The last row alone says what comes next.", "batch vocab_size", last_row),
+    ]  # fmt: skip
+
+
+def _attention_stages(block: nn.Module, inside: Inside, seen: dict[str, tuple[Tensor, Tensor]]) -> list[_Stage]:
+    at, attention = "layers.0.attention", block.attention
+    n_heads, n_kv_heads = inside.q[0].shape[2], inside.k[0].shape[2]
+    stream = "batch new_len dim"
+    heads, kv_heads = "batch new_len n_heads head_dim", "batch new_len n_kv_heads head_dim"
+    return [
+        _Stage("RMSNorm", "attention_norm", "attention", "Each token's vector is scaled to the same length.", stream, seen["layers.0.attention_norm"][1], _size(block.attention_norm)),
+        _Stage("Queries", "attention.wq, rotate", "attention", f"What each token asks, in {n_heads} heads, turned by its position.", heads, inside.q[0], _size(attention.wq)),
+        _Stage("Keys", "attention.wk, rotate", "attention", f"What each token can be found by, in {n_kv_heads} heads, turned by its position.", kv_heads, inside.k[0], _size(attention.wk)),
+        _Stage("Values", "attention.wv", "attention", f"What each token hands on, in {n_kv_heads} heads, not turned.", kv_heads, inside.v[0], _size(attention.wv)),
+        _Stage("Attention weights", "attention_weights", "attention", "How much each query takes from each key at or before its position.", "batch n_heads new_len kv_len", inside.weights[0]),
+        _Stage("Mixed values", "attend", "attention", "Each head's weighted sum of values, heads side by side.", "batch new_len n_heads·head_dim", seen[f"{at}.wo"][0]),
+        _Stage("Back to the stream", "attention.wo, +", "attention", "The heads are mixed to the stream's width and added to it.", stream, seen["layers.0.ffn_norm"][0], _size(attention.wo)),
+    ]  # fmt: skip
+
+
+def _feed_forward_stages(block: nn.Module, seen: dict[str, tuple[Tensor, Tensor]]) -> list[_Stage]:
+    stream, feed_forward = "batch new_len dim", block.feed_forward
+    return [
+        _Stage("RMSNorm", "ffn_norm", "feed-forward", "Each vector is scaled again before the second half.", stream, seen["layers.0.ffn_norm"][1], _size(block.ffn_norm)),
+        _Stage("SwiGLU", "feed_forward.w1, w3", "feed-forward", "One projection decides how much of another gets through.", "batch new_len hidden_dim", seen["layers.0.feed_forward.w2"][0], _size(feed_forward.w1) + _size(feed_forward.w3)),
+        _Stage("Back to the stream", "feed_forward.w2, +", "feed-forward", "The result is brought to the stream's width and added to it.", stream, seen["layers.0"][1], _size(feed_forward.w2)),
+    ]  # fmt: skip
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _preview(result: Tensor, *, columns: int = 24, most_groups: int = 4) -> dict[str, Any] | None:
+    """A corner of a result as rows of groups of whole numbers, each in hundredths of the largest; None for token ids.
+
+    A row is a token, a group a head.
+    """
+    if not result.is_floating_point():
+        return None
+    x = result[0].float()
+    x = x[None, :] if x.dim() == 1 else x
+    x = x[:, None, :] if x.dim() == 2 else x
+    x = x[:, :most_groups, : max(x.shape[0], columns // min(x.shape[1], most_groups))]
+    largest = x.abs().max().clamp_min(1e-30)
+    return {"largest": float(f"{largest.item():.3g}"), "rows": (x / largest * 100).round().int().tolist()}

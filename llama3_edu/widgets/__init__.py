@@ -1,0 +1,9 @@
+"""Pictures that move: each takes frames made from a real run and draws them step by step, in Jupyter and on a static page."""
+
+from llama3_edu.widgets.base import FrameWidget
+from llama3_edu.widgets.cache_growth import CacheGrowth
+from llama3_edu.widgets.causal_mask import CausalMask
+from llama3_edu.widgets.decoder_shapes import DecoderShapes
+from llama3_edu.widgets.recompute_triangle import RecomputeTriangle
+
+__all__ = ["FrameWidget", "RecomputeTriangle", "CausalMask", "CacheGrowth", "DecoderShapes"]

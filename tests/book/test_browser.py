@@ -1,0 +1,121 @@
+"""The built site in a real browser, from a server and from the disk: its widgets are alive, and no page asks another host for anything."""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import nbformat
+import pytest
+import yaml
+from browser import WIDGET, assert_fits, assert_steps, launch, quiet_page
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from llama3_edu import widgets
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = Path(os.environ.get("LLAMA3_EDU_SITE", ROOT / "_build" / "html")).resolve()
+
+AT_LEAST = {
+    "book/00_llama3_decoder": "decoder-shapes",
+    "book/01_naive_generation": "recompute-triangle",
+    "book/02_what_can_be_kept": "causal-mask",
+    "book/03_build_the_cache": "cache-growth",
+}
+"""What these chapters must show, whatever else they come to show."""
+
+
+def listed_pages() -> list[str]:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def code_of(page: str) -> str:
+    """All code that a page runs, be its source a notebook or Markdown."""
+    notebook, text = ROOT / f"{page}.ipynb", ROOT / f"{page}.md"
+    if notebook.exists():
+        cells = nbformat.read(notebook, as_version=4).cells
+        return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    return "\n".join(re.findall(r"^```\{code-cell\}.*?$(.*?)^```", text.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+
+
+def expected_widgets(page: str) -> list[str]:
+    """The widgets whose construction a page's code ends a cell or a line with, in order."""
+    return [getattr(widgets, name).name for name in re.findall(r"\bwidgets\.([A-Z]\w+)\(", code_of(page))]
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=SITE)) as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = launch(playwright)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=listed_pages())
+def page(request: pytest.FixtureRequest) -> str:
+    """Every page the table of contents lists, once its file is known to be there."""
+    assert (SITE / f"{request.param}.html").exists(), f"{SITE / request.param}.html is missing: run `make book` first"
+    return request.param
+
+
+@pytest.fixture(params=["http", "file"])
+def address(request: pytest.FixtureRequest, page: str, server: str) -> str:
+    return f"{server}/{page}.html" if request.param == "http" else (SITE / f"{page}.html").as_uri()
+
+
+@pytest.mark.parametrize(("page", "name"), AT_LEAST.items(), ids=AT_LEAST)
+def test_each_chapter_has_its_widget(page: str, name: str):
+    assert name in expected_widgets(page)
+
+
+def test_every_widget_is_drawn_and_steps(address: str, page: str, browser: Browser):
+    with quiet_page(browser) as opened:
+        opened.goto(address, wait_until="load")
+        found = opened.locator(WIDGET)
+        expect(found).to_have_count(len(expected_widgets(page)))
+        assert found.evaluate_all("nodes => nodes.map(node => node.dataset.widget)") == expected_widgets(page)
+        for widget in found.all():
+            assert_steps(widget)
+        expect(opened.locator(".llama3-edu-words")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_the_page_without_scrolling_sideways(page: str, server: str, scheme: str, browser: Browser):
+    with quiet_page(browser, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True, color_scheme=scheme) as opened:
+        opened.goto(f"{server}/{page}.html", wait_until="load")
+        found = opened.locator(WIDGET)
+        expect(found).to_have_count(len(expected_widgets(page)))
+        assert_fits(opened)
+        for widget in found.all():
+            assert widget.get_attribute("data-scheme") == scheme, "a widget follows the page"
+            widget.locator('[data-action="reset"]').tap(force=True)
+            widget.locator('[data-action="forward"]').tap()
+            expect(widget).not_to_have_attribute("data-step", "0")
+
+
+def test_without_scripts_every_widget_is_there_in_words(page: str, server: str, browser: Browser):
+    context = browser.new_context(java_script_enabled=False)
+    opened = context.new_page()
+    opened.goto(f"{server}/{page}.html")
+    words = opened.locator(".llama3-edu-words")
+    expect(words).to_have_count(len(expected_widgets(page)))
+    for place in words.all():
+        assert place.is_visible() and len(place.inner_text()) > 40
+    context.close()

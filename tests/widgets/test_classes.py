@@ -1,0 +1,110 @@
+"""The Python side of every widget: frames are checked, the step stays inside, and a notebook is given the same words every time."""
+
+import copy
+import re
+from typing import Any
+
+import pytest
+from widget_pages import MAKERS
+
+from llama3_edu.trace import Frames
+from llama3_edu.widgets import FrameWidget
+
+CLASSES = list(MAKERS)
+FRAMES = {cls: make() for cls, make in MAKERS.items()}
+every_widget = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.name)
+
+BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
+    ("recompute-triangle", ("steps", 2, "naive"), [0, 99], r"frames\['steps'\]\[2\]\['naive'\] should be \[first, end\)"),
+    ("recompute-triangle", ("steps", 1, "naive_total"), -1, r"frames\['steps'\]\[1\]\['naive_total'\] should be a whole number"),
+    ("recompute-triangle", ("tokens", 0), 7, r"frames\['tokens'\]\[0\] should be a string; it is 7"),
+    ("causal-mask", ("steps", 3, "layers", 0, "k"), "01", r"\['layers'\]\[0\]\['k'\] should be 7 characters 0 or 1; it is '01'"),
+    ("causal-mask", ("weights", 1, 2), [[1]], r"frames\['weights'\]\[1\]\[2\] should have 7 items; it has 1"),
+    ("causal-mask", ("n_heads",), True, r"frames\['n_heads'\] should be a whole number, 0 or above; it is True"),
+    ("cache-growth", ("steps", 4, "stored"), [1], r"frames\['steps'\]\[4\]\['stored'\] should have 3 items; it has 1"),
+    ("cache-growth", ("caches", 0), "growing", r"frames\['caches'\]\[0\] should be a dictionary; it is 'growing'"),
+    ("decoder-shapes", ("steps", 0, "shape"), [], r"frames\['steps'\]\[0\]\['shape'\] should have at least 1 items"),
+    ("decoder-shapes", ("next", 0, "percent"), float("nan"), r"frames\['next'\]\[0\]\['percent'\] should be a finite number"),
+]
+
+
+def changed(frames: Frames, path: tuple[str | int, ...], value: Any) -> Frames:
+    """The frames with one value replaced."""
+    frames = copy.deepcopy(frames)
+    *way, last = path
+    inner: Any = frames
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    return frames
+
+
+@every_widget
+def test_a_widget_says_the_same_in_every_fresh_run(cls: type[FrameWidget]):
+    widget = cls(frames=FRAMES[cls])
+    data, _ = widget._repr_mimebundle_()
+    steps = len(FRAMES[cls]["steps"])
+    assert repr(widget) == data["text/plain"] == f"{cls.__name__}(steps={steps})"
+    assert FRAMES[cls]["steps"][0]["summary"].split("“")[0] in data["text/html"]
+    assert widget.model_id not in data["text/html"] + data["text/plain"]
+    assert re.search(rf'data-page-key="{cls.name}-\d+"', data["text/html"])
+
+
+@every_widget
+def test_two_widgets_of_a_kind_can_be_told_apart(cls: type[FrameWidget]):
+    assert cls(frames=FRAMES[cls]).page_key != cls(frames=FRAMES[cls]).page_key
+
+
+@every_widget
+def test_text_in_words_cannot_become_markup(cls: type[FrameWidget]):
+    widget = cls(frames=changed(FRAMES[cls], ("steps", 0, "summary"), "<script>alert(1)</script>"))
+    assert "<script>" not in widget._repr_mimebundle_()[0]["text/html"]
+
+
+@every_widget
+def test_the_step_stays_inside_the_frames(cls: type[FrameWidget]):
+    last = len(FRAMES[cls]["steps"]) - 1
+    widget = cls(frames=FRAMES[cls], step=last)
+    assert widget.summary == FRAMES[cls]["steps"][last]["summary"]
+    for step in (-1, last + 1):
+        with pytest.raises(ValueError, match=f"step should be 0 to {last}; it is {step}"):
+            widget.step = step
+        with pytest.raises(ValueError, match="step should be"):
+            cls(frames=FRAMES[cls], step=step)
+    assert widget.step == last
+    shorter = {**FRAMES[cls], "steps": FRAMES[cls]["steps"][:2]}
+    widget.frames = shorter
+    assert widget.step == 1
+
+
+@every_widget
+def test_every_field_is_asked_for_by_name(cls: type[FrameWidget]):
+    for field in FRAMES[cls]:
+        without = {key: value for key, value in FRAMES[cls].items() if key != field}
+        with pytest.raises(ValueError, match=f"frames should have a field '{field}'"):
+            cls(frames=without)
+    for field in FRAMES[cls]["steps"][0]:
+        step = {key: value for key, value in FRAMES[cls]["steps"][0].items() if key != field}
+        with pytest.raises(ValueError, match=rf"frames\['steps'\]\[0\] should have a field '{field}'"):
+            cls(frames={**FRAMES[cls], "steps": [step]})
+
+
+@pytest.mark.parametrize(("name", "path", "value", "message"), BAD)
+def test_a_bad_value_is_named(name: str, path: tuple[str | int, ...], value: Any, message: str):
+    cls = next(cls for cls in CLASSES if cls.name == name)
+    with pytest.raises(ValueError, match=message):
+        cls(frames=changed(FRAMES[cls], path, value))
+
+
+@every_widget
+def test_frames_without_steps_are_refused(cls: type[FrameWidget]):
+    with pytest.raises(ValueError, match=r"frames\['steps'\] should have at least 1 items; it has 0"):
+        cls(frames={**FRAMES[cls], "steps": []})
+
+
+@every_widget
+def test_the_script_is_whole_in_itself(cls: type[FrameWidget]):
+    script = cls._esm
+    assert "export default { render" in script
+    assert not re.search(r"^\s*import\b|\bimport\(|\brequire\(|\bfetch\(|https?://(?!www\.w3\.org/2000/svg)", script, re.MULTILINE)
+    assert not re.search(r"@import|url\((?!#)", cls._css)
