@@ -1,7 +1,7 @@
 """Sequences that live in a small pool, beside a plain list of the tokens each has seen: the state machine and its checks."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llama3_edu import PAD, BlockPool, OutOfBlocks, PagedCache, PrefixCache
 from llama3_edu.cache.blocks import fork, release_all
+from llama3_edu.events import BlockAllocated, Event
 
 SHAPE = replace(CONFIG, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=2)
 NUM_BLOCKS, SIZE = 7, 3
@@ -20,10 +21,11 @@ few_tokens = st.lists(st.integers(0, 1), min_size=1, max_size=8)
 
 @dataclass(eq=False)
 class Life:
-    """One sequence: its tokens, and the blocks that hold them."""
+    """One sequence: its tokens, the blocks that hold them, and who may find those."""
 
     ids: list[int]
-    table: list[int] = field(default_factory=list)
+    table: list[int]
+    salt: str
 
 
 def key_of(ids: list[int]) -> list[float]:
@@ -38,7 +40,10 @@ class LifeOfBlocks(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.pool = BlockPool(SHAPE, num_blocks=NUM_BLOCKS, block_size=SIZE, bits=self.bits, dtype=torch.float64)
+        self.events: list[Event] = []
+        self.pool = BlockPool(
+            SHAPE, num_blocks=NUM_BLOCKS, block_size=SIZE, bits=self.bits, dtype=torch.float64, observer=self.events.append
+        )
         self.prefix = PrefixCache(self.pool)
         self.lives: list[Life] = []
 
@@ -49,7 +54,7 @@ class LifeOfBlocks(RuleBasedStateMachine):
         before = self.snapshot()
         matched = self.prefix.match(ids, salt=salt)
         assert self.snapshot() == before, "looking changed something"
-        life = Life([], self.prefix.acquire(ids, salt=salt))
+        life = Life([], self.prefix.acquire(ids, salt=salt), salt)
         assert life.table == matched and len(life.table) * SIZE < len(ids), "one token must be left to run"
         life.ids = ids[: len(life.table) * SIZE]
         if self.append([life], [ids[len(life.ids) :]]):
@@ -70,7 +75,7 @@ class LifeOfBlocks(RuleBasedStateMachine):
     @rule(data=st.data())
     def fork_one(self, data: st.DataObject) -> None:
         life = data.draw(st.sampled_from(self.lives), "life")
-        self.lives.append(Life([*life.ids], fork(self.pool, life.table)))
+        self.lives.append(Life([*life.ids], fork(self.pool, life.table), life.salt))
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
@@ -78,17 +83,24 @@ class LifeOfBlocks(RuleBasedStateMachine):
         lives = data.draw(st.lists(st.sampled_from(self.lives), min_size=1, unique_by=id), "lives")
         parents = data.draw(st.lists(st.integers(0, len(lives) - 1), min_size=1, max_size=3), "parents")
         cache = self.view(lives)
-        ids = [[*lives[parent].ids] for parent in parents]
+        past = [([*lives[parent].ids], lives[parent].salt) for parent in parents]
         cache.reorder(torch.tensor(parents))
         self.lives = [life for life in self.lives if life not in lives]
-        self.lives += [Life(held, table) for held, table in zip(ids, cache.block_tables, strict=True)]
+        self.lives += [Life(ids, table, salt) for (ids, salt), table in zip(past, cache.block_tables, strict=True)]
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def publish_one(self, data: st.DataObject) -> None:
+        life = data.draw(st.sampled_from(self.lives), "life")
+        self.prefix.insert(life.ids, life.table, salt=life.salt)
+        assert self.prefix.match([*life.ids, 0], salt=life.salt) == life.table[: len(life.ids) // SIZE]
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data(), publish=st.booleans())
     def finish_one(self, data: st.DataObject, publish: bool) -> None:
         life = data.draw(st.sampled_from(self.lives), "life")
         if publish:
-            self.prefix.insert(life.ids, life.table)
+            self.prefix.insert(life.ids, life.table, salt=life.salt)
         release_all(self.pool, life.table)
         self.lives = [other for other in self.lives if other is not life]
 
@@ -140,7 +152,7 @@ class LifeOfBlocks(RuleBasedStateMachine):
         """Feed each sequence its new tokens in one forward; say whether there was room."""
         before, cache = (self.snapshot(), [life.table[:] for life in lives]), self.view(lives)
         needed, available = cache.blocks_needed([len(tokens) for tokens in new]), self.pool.num_available
-        width = max(map(len, new))
+        width, num_events = max(map(len, new)), len(self.events)
         rows = [[*range(len(life.ids), len(life.ids) + len(n)), *[PAD] * (width - len(n))] for life, n in zip(lives, new)]
         try:
             cache.reserve(torch.tensor(rows))
@@ -148,14 +160,15 @@ class LifeOfBlocks(RuleBasedStateMachine):
             assert (refused.needed, refused.free) == (needed, available) and needed > available
             assert (self.snapshot(), [life.table[:] for life in lives]) == before, "a refusal changed something"
             return False
-        assert needed <= available
+        taken = sum(isinstance(event, BlockAllocated) for event in self.events[num_events:])
+        assert taken == needed <= available
         written = [slot // SIZE for row in cache.slot_mapping.tolist() for slot in row if slot != PAD]
         assert all(self.pool.ref_count(block) == 1 for block in written), "a shared block was about to be written"
         keys = torch.zeros(len(lives), width, 1, 2, dtype=torch.float64)
         for row, (life, tokens) in enumerate(zip(lives, new)):
             for column, token_id in enumerate(tokens):
                 life.ids.append(token_id)
-                keys[row, column, 0] = torch.tensor(key_of(life.ids))
+                keys[row, column, 0] = torch.tensor(key_of(life.ids), dtype=torch.float64)
         cache.update(0, keys, -keys)
         return True
 

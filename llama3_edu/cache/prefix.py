@@ -56,6 +56,7 @@ class PrefixCache:
     def __init__(self, pool: BlockPool, *, observer: Observer = ignore) -> None:
         self._pool = pool
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # by name, the one used longest ago first
+        self._published: set[int] = set()
         self._observer = observer
         pool.attach(self)
 
@@ -116,7 +117,8 @@ class PrefixCache:
             The number of blocks that were published and not there before.
 
         Raises:
-            ValueError: the table has fewer blocks than the tokens fill.
+            ValueError: the table has fewer blocks than the tokens fill, or one of its blocks is published for other tokens or under
+                another salt.
         """
         self._check_long_enough(token_ids, block_table)
         before, parent, names = len(self), None, []
@@ -147,6 +149,7 @@ class PrefixCache:
             raise ValueError(f"{len(unheld)} published blocks are held by nobody else; it was asked for {count}")
         for name in unheld[:count]:
             block = self._entries.pop(name).block
+            self._published.remove(block)
             self._observer(BlockEvicted(block=block))
             self._pool.release(block)
 
@@ -173,7 +176,10 @@ class PrefixCache:
         return chain
 
     def _publish(self, name: bytes, entry: _Entry) -> _Entry:
+        if entry.block in self._published:
+            raise ValueError(f"block {entry.block} is published already, for other tokens or under another salt")
         self._pool.share(entry.block)
+        self._published.add(entry.block)
         self._entries[name] = entry
         parent = None if entry.parent is None else entry.parent.block
         self._observer(BlockPublished(block=entry.block, parent=parent, token_ids=entry.token_ids))

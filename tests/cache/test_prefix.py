@@ -31,7 +31,7 @@ class Served:
         """Run a prompt, check its last logits, publish it; return its block table."""
         table = self.prefix.acquire(ids, salt=salt)
         cached = len(table) * SIZE
-        logits = MODEL(torch.tensor([ids[cached:]]), PagedCache(self.pool, [table], [cached]))
+        logits = MODEL(torch.tensor([ids[cached:]], dtype=torch.long), PagedCache(self.pool, [table], [cached]))
         assert_same(logits[0], MODEL(torch.tensor([ids]))[0, cached:])
         self.num_run += len(ids) - cached
         self.prefix.insert(ids, table, salt=salt)
@@ -98,7 +98,8 @@ def test_salts_share_nothing() -> None:
     served = Served()
     mine, yours = served.run(count(0, 9), salt="mine"), served.run(count(0, 9), salt="yours")
     assert not set(mine) & set(yours)
-    assert served.prefix.match(count(0, 9)) == [] and served.prefix.match(count(0, 9), salt="mine") == mine[:2]
+    matches = [served.prefix.match(count(0, 9), salt=salt) for salt in ("mine", "yours", "")]
+    assert matches == [mine[:2], yours[:2], []]
 
 
 @pytest.mark.parametrize("salts", [("", ""), ("a", "b")])
@@ -150,6 +151,16 @@ def test_a_table_too_short_for_its_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="9 tokens fill 2 blocks; the block table has 1"):
         served.prefix.insert(count(0, 9), served.pool.allocate_many(1))
     assert len(served.prefix) == 0
+
+
+@pytest.mark.parametrize(("ids", "salt"), [(count(1, 9), ""), (count(0, 9), "another")])
+def test_a_block_is_published_for_one_beginning_alone(ids: list[int], salt: str) -> None:
+    served = Served()
+    table = served.run(count(0, 9))
+    before = served.state()
+    with pytest.raises(ValueError, match=f"block {table[0]} is published already, for other tokens or under another salt"):
+        served.prefix.insert(ids, table, salt=salt)
+    assert served.state() == before
 
 
 # -- Eviction ---------------------------------------------------------------------------------------------------------
