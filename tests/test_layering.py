@@ -15,7 +15,10 @@ LEVELS = (
     ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace"),
     ("cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix", "cache.paged", "cache"),
     ("model", "checkpoint"),
-    ("generate", "probe", "frames"),
+    (
+        "generate", "probe", "frames", "beam",
+        "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
+    ),
     (
         "plots",
         "widgets.schema", "widgets.base",

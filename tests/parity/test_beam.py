@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 from llama3_edu import BlockPool, ContiguousCache, GrowingCache, NoCache, PagedCache, beam_search, load_checkpoint
 
 VOCAB, PROMPT_LEN = 23, 9
-SHARPNESS = (0.15, 0.4, 1.0)
+SHARPNESS = (0.15, 0.3, 0.6)
 """How large the weights are: from text that wanders to text that repeats itself."""
 
 CACHES = {
