@@ -29,7 +29,7 @@ class Life:
 
 
 def key_of(ids: list[int]) -> list[float]:
-    """The key of a sequence's last token. As in a model, it stands for all tokens up to there: no two beginnings have the same."""
+    """The key of a sequence's last token. As in a model, it stands for all tokens up to there: no two beginnings share one."""
     return [float(ids[-1]), int("1" + "".join(map(str, ids)), 3) * 0.618033988749895 % 1]
 
 

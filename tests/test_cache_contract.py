@@ -16,7 +16,18 @@ from rounded import RoundedCache, Rounding
 from tiny_models import CONFIG, SHAPES, assert_same, random_model, random_tokens
 from torch import Tensor
 
-from llama3_edu import PAD, BlockPool, ContiguousCache, GrowingCache, KVCache, Llama, LlamaConfig, PagedCache, QuantizedCache, kv_bytes
+from llama3_edu import (
+    PAD,
+    BlockPool,
+    ContiguousCache,
+    GrowingCache,
+    KVCache,
+    Llama,
+    LlamaConfig,
+    PagedCache,
+    QuantizedCache,
+    kv_bytes,
+)
 from llama3_edu.events import Event, KeysStored, Observer, ignore
 
 ROOM = 24
@@ -35,7 +46,9 @@ class Maker:
 BLOCK, NUM_BLOCKS = 4, 40
 
 
-def paged(config: LlamaConfig, batch: int = 1, *, bits: int | None = None, observer: Observer = ignore, **options: object) -> KVCache:
+def paged(
+    config: LlamaConfig, batch: int = 1, *, bits: int | None = None, observer: Observer = ignore, **options: object
+) -> KVCache:
     """A paged cache in a pool that was used before: all its slots are full of NaN."""
     pool = BlockPool(config, num_blocks=NUM_BLOCKS, block_size=BLOCK, bits=bits, group_size=BLOCK, **options)
     if bits is None:
@@ -53,7 +66,7 @@ def quantized(bits: int, *, residual: int) -> Callable[..., KVCache]:
 
 
 def quantized_nbytes(config: LlamaConfig, *, residual: int, batch: int, bits: int, **_: int) -> int:
-    """At 8 bits, a byte per number; 4 bytes per channel and group of keys, and per token and group of values; open groups in full."""
+    """At 8 bits: a byte per number; 4 bytes per channel and group of keys, 4 per token and group of values; open groups in full."""
     value_groups = config.kv_dim // max(size for size in range(1, BLOCK + 1) if config.kv_dim % size == 0)
     per_token = 2 * config.kv_dim + 4 * config.kv_dim // BLOCK + 4 * value_groups
     open_slots = min(ROOM, -(-(residual + BLOCK - 1) // BLOCK) * BLOCK)
@@ -68,7 +81,9 @@ EXACT = {
         bounded=True,
     ),
     "paged": Maker(paged, lambda config, bits, **_: kv_bytes(config, seq_len=NUM_BLOCKS * BLOCK, bits=bits)),
-    "quantised, all within the residual": Maker(quantized(8, residual=ROOM), partial(quantized_nbytes, residual=ROOM), bounded=True),
+    "quantised, all within the residual": Maker(
+        quantized(8, residual=ROOM), partial(quantized_nbytes, residual=ROOM), bounded=True
+    ),
 }
 """Caches that keep every number as it comes: they answer as no cache does."""
 
@@ -80,9 +95,7 @@ def rounds(bits: int, *, residual: int = 0) -> Rounding:
 ROUNDING = {
     "quantised, 8 bits": Maker(quantized(8, residual=0), partial(quantized_nbytes, residual=0), bounded=True, rounding=rounds(8)),
     "quantised, 2 bits": Maker(quantized(2, residual=0), lambda **_: 0, bounded=True, rounding=rounds(2)),
-    "quantised, 4 bits, residual": Maker(
-        quantized(4, residual=6), lambda **_: 0, bounded=True, rounding=rounds(4, residual=6)
-    ),
+    "quantised, 4 bits, residual": Maker(quantized(4, residual=6), lambda **_: 0, bounded=True, rounding=rounds(4, residual=6)),
     "paged, 8 bits": Maker(partial(paged, bits=8), lambda **_: 0, rounding=rounds(8)),
     "paged, 2 bits": Maker(partial(paged, bits=2), lambda **_: 0, rounding=rounds(2)),
 }

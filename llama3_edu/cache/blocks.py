@@ -40,9 +40,9 @@ class Reclaimer(Protocol):
 class BlockPool:
     """Memory for `num_blocks * block_size` tokens, handed out block by block.
 
-    The pool knows how many holders each block has, and nothing of sequences. Whoever puts a block into a second table calls `share`;
-    whoever takes one out of a table calls `release`; the last release frees the block. A block with several holders
-    must not be written: take a `copy` of it first.
+    The pool knows how many holders each block has, and nothing of sequences. Whoever puts a block into a second table
+    calls `share`; whoever takes one out of a table calls `release`; the last release frees the block. A block with several
+    holders must not be written: take a `copy` of it first.
 
     Slots are numbered through the pool: slot s lies in block `s // block_size`.
 
@@ -133,7 +133,7 @@ class BlockPool:
         Raises:
             OutOfBlocks: there are fewer, and no prefix cache can make up for them.
         """
-        self.check_available(count)
+        self._make_room(count)
         blocks = [self._take() for _ in range(count)]
         self.store.clear(blocks)  # 0 times what an earlier holder left is 0 only if that was finite
         return blocks
@@ -170,7 +170,7 @@ class BlockPool:
             OutOfBlocks: there is no block to copy to.
         """
         self._check_held(block, "copied")
-        self.check_available(1)
+        self._make_room(1)
         target = self._take()
         self.store.copy(block, target)
         self._observer(BlockCopied(source=block, block=target, nbytes=self.block_nbytes))
@@ -191,9 +191,12 @@ class BlockPool:
             raise ValueError("a pool has one prefix cache at most; this one has one already")
         self._reclaimer = reclaimer
 
+    def _make_room(self, count: int) -> None:
+        self.check_available(count)
+        if self._reclaimer is not None and count > self.num_free:
+            self._reclaimer.reclaim(count - self.num_free)
+
     def _take(self) -> int:
-        if not self._free and self._reclaimer is not None:
-            self._reclaimer.reclaim(1)
         block = self._free.pop()
         self._ref_counts[block] = 1
         self._observer(BlockAllocated(block=block, ref_count=1))

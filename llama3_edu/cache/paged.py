@@ -18,10 +18,11 @@ __all__ = ["PagedCache", "paged_attention"]
 
 
 class PagedCache(KVCache):
-    """Rows of tokens in the blocks of a pool: the token at position p lives in block `block_table[p // block_size]`, slot `p % block_size`.
+    """Rows of tokens in the blocks of a pool: position p lives in block `block_table[p // block_size]`, slot `p % block_size`.
 
     A view, cheap to make anew for every step. The block tables belong to the sequences: `reserve` appends to them and
-    replaces a block that others hold before the row writes into it (copy-on-write). Several views may use one pool, one after another.
+    replaces a block that others hold before the row writes into it (copy-on-write). Several views may use one pool, one
+    after another.
 
     Args:
         pool: where the blocks are.
@@ -149,8 +150,8 @@ class PagedCache(KVCache):
     def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
         """Let row i continue what row `parents[i]` held, by holding the same blocks. No key is copied.
 
-        The list that was row i's block table still is. Where there are fewer rows, the lists left over are emptied; where there are
-        more, new lists follow in `block_tables`.
+        The list that was row i's block table still is. Where there are fewer rows, the lists left over are emptied; where
+        there are more, new lists follow in `block_tables`.
         """
         heirs = checked_parents(parents, len(self._tables))
         # Share first: releasing could free a block that an heir still wants.
@@ -220,14 +221,17 @@ class PagedCache(KVCache):
 
     def _check_tables(self) -> None:
         if len(self._seq_lens) != len(self._tables):
-            raise ValueError(f"every row needs a length; there are {len(self._tables)} block tables and {len(self._seq_lens)} lengths")
+            raise ValueError(
+                f"every row needs a length; there are {len(self._tables)} block tables and {len(self._seq_lens)} lengths"
+            )
         if len(set(map(id, self._tables))) != len(self._tables):
             raise ValueError("every row needs a block table of its own; two rows were given the same list")
         for row, (table, held) in enumerate(zip(self._tables, self._seq_lens)):
             needed = blocks_for(held, self.pool.block_size)
             if len(table) != needed:
                 raise ValueError(
-                    f"{held} tokens lie in {needed} blocks of {self.pool.block_size}; the block table of row {row} has {len(table)}"
+                    f"{held} tokens lie in {needed} blocks of {self.pool.block_size}; "
+                    f"the block table of row {row} has {len(table)}"
                 )
 
 

@@ -39,9 +39,9 @@ class PrefixCache:
     A published block is held by this cache and so outlives the sequence that computed it. When the pool runs out,
     blocks that nobody else holds are given up, the one used longest ago first.
 
-    Only whole blocks are shared, and never the one with a prompt's last token: that token must be run, or there are no logits, and
-    where it is run its keys are written. So a prompt that is cached to its end has at most `block_size` tokens computed again, into a block of
-    its own, and no shared block is ever written.
+    Only whole blocks are shared, and never the one with a prompt's last token: that token must be run, or there are no
+    logits, and where it is run its keys are written. So a prompt that is cached to its end has at most `block_size` tokens
+    computed again, into a block of its own, and no shared block is ever written.
 
     Args:
         pool: where the blocks are. The pool asks this cache for blocks when none are free.
@@ -117,8 +117,8 @@ class PrefixCache:
             The number of blocks that were published and not there before.
 
         Raises:
-            ValueError: the table has fewer blocks than the tokens fill, or one of its blocks is published for other tokens or under
-                another salt.
+            ValueError: the table has fewer blocks than the tokens fill, or one of its blocks is published for other tokens or
+                under another salt.
         """
         self._check_long_enough(token_ids, block_table)
         before, parent, names = len(self), None, []

@@ -155,5 +155,6 @@ class QuantizedCache(KVCache):
         for row, (held, more) in enumerate(zip(self._seq_lens, new)):
             if held + len(more) > self.max_seq_len:
                 raise ValueError(
-                    f"the cache has room for {self.max_seq_len} tokens per row; row {row} holds {held} and was given {len(more)} more"
+                    f"the cache has room for {self.max_seq_len} tokens per row; "
+                    f"row {row} holds {held} and was given {len(more)} more"
                 )

@@ -203,8 +203,8 @@ def quantize(
     """Round numbers to `2 ** bits` evenly spaced levels per group.
 
     The numbers along `dim` form one group. Its lowest level is `zero`, its levels are `scale` apart. Both are rounded outwards
-    to 16 bits before they are used, so the levels span the group and no number is off by more than half a scale. Beyond what 16 bits
-    can hold (65,504) numbers saturate.
+    to 16 bits before they are used, so the levels span the group and no number is off by more than half a scale. Beyond
+    what 16 bits can hold (65,504) numbers saturate.
 
     Args:
         x: finite numbers.
@@ -262,6 +262,11 @@ def _half_at_least(x: Float[Tensor, "*shape"]) -> Float16[Tensor, "*shape"]:
     return torch.where(near.to(x.dtype) < x, above, near)
 
 
+def _with_more(staged: Float[Tensor, "layers 2 blocks *block"], more: int) -> Float[Tensor, "layers 2 longer *block"]:
+    """The same blocks, and so many empty ones behind them."""
+    return torch.cat((staged, staged.new_zeros(*staged.shape[:2], more, *staged.shape[3:])), dim=2)
+
+
 @dataclass(frozen=True)
 class _StagedWrites(Writes):
     """Where new tokens meet the older ones of their blocks.
@@ -283,9 +288,9 @@ class _StagedWrites(Writes):
 class QuantizedStore(Store):
     """Keeps full blocks in 8, 4 or 2 bits per number, and blocks that are still filling as floats.
 
-    Keys are quantised per channel: the keys of one block's tokens in one channel share a scale and a zero, because some channels are
-    large in every token. Values are quantised per token, in groups of channels. A block is quantised once, when it is
-    closed; before that its tokens are staged in full precision. So nothing is ever rounded twice.
+    Keys are quantised per channel: the keys of one block's tokens in one channel share a scale and a zero, because some
+    channels are large in every token. Values are quantised per token, in groups of channels. A block is quantised once, when
+    it is closed; before that its tokens are staged in full precision. So nothing is ever rounded twice.
 
     Args:
         config: the shape of the model.
@@ -321,7 +326,9 @@ class QuantizedStore(Store):
         if group_size < 1:
             raise ValueError(f"group_size should be at least 1; it is {group_size}")
         self.bits = bits
-        self.value_group_size = max(size for size in range(1, config.kv_dim + 1) if config.kv_dim % size == 0 and size <= group_size)
+        self.value_group_size = max(
+            size for size in range(1, config.kv_dim + 1) if config.kv_dim % size == 0 and size <= group_size
+        )
         outer, groups = (config.n_layers, 2, num_blocks), config.kv_dim // self.value_group_size
         # Zeros, not empty: what has never been written reads as 0, not as whatever a scale of NaN makes of it.
         self._codes = torch.zeros(*outer, block_size, -(-config.kv_dim * bits // 8), dtype=torch.uint8, device=device)
@@ -379,7 +386,7 @@ class QuantizedStore(Store):
         room = -(-self._staged.shape[2] * len(blocks) // self.num_blocks)
         kept_stages = torch.tensor([stage for _, stage in stages], dtype=torch.long, device=self.device)
         staged = self._staged.index_select(2, kept_stages)
-        self._staged = torch.cat((staged, staged.new_zeros(*staged.shape[:2], max(0, room - len(stages)), *staged.shape[3:])), dim=2)
+        self._staged = _with_more(staged, max(0, room - len(stages)))
         self.num_blocks = len(blocks)
         self._stage_of = {block: stage for stage, (block, _) in enumerate(stages)}
         self._free_stages = list(reversed(range(len(stages), self._staged.shape[2])))
@@ -465,7 +472,7 @@ class QuantizedStore(Store):
         if missing > 0:
             held = self._staged.shape[2]
             more = max(missing, held)  # doubling: what is moved in all stays in proportion to what is there
-            self._staged = torch.cat((self._staged, self._staged.new_zeros(*self._staged.shape[:2], more, *self._staged.shape[3:])), dim=2)
+            self._staged = _with_more(self._staged, more)
             self._free_stages = [*reversed(range(held, held + more)), *self._free_stages]
         for block in blocks:
             self._stage_of[block] = self._free_stages.pop()

@@ -134,7 +134,9 @@ def test_bytes_are_those_of_all_slots(dtype: torch.dtype) -> None:
     assert pool.nbytes == 6 * pool.block_nbytes == kv_bytes(CONFIG, seq_len=24, bits=8 * dtype.itemsize)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"bits": 3}, "bits should be"), ({"bits": 8, "group_size": 0}, "group_size should be")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"bits": 3}, "bits should be"), ({"bits": 8, "group_size": 0}, "group_size should be")]
+)
 def test_options_that_cannot_be_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pool_of(**options)

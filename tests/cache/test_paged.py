@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from tiny_models import CONFIG, SHAPES, assert_same, random_model, random_tokens
 from torch import Tensor
 
-from llama3_edu import PAD, BlockPool, ContiguousCache, LlamaConfig, OutOfBlocks, PagedCache, attend, causal_mask, generate, paged_attention
+from llama3_edu import (
+    PAD,
+    BlockPool,
+    ContiguousCache,
+    LlamaConfig,
+    OutOfBlocks,
+    PagedCache,
+    attend,
+    causal_mask,
+    generate,
+    paged_attention,
+)
 from llama3_edu.events import BlockCopied, Event, KeysStored
 
 SIZE = 4
@@ -89,7 +100,9 @@ def test_generation_goes_on_across_blocks() -> None:
     tokens = random_tokens(2, 3)
     paged = PagedCache(pool_of(), [[], []])
     contiguous = ContiguousCache(CONFIG, 2, dtype=torch.float64)
-    assert torch.equal(generate(MODEL, tokens, max_new_tokens=12, cache=paged), generate(MODEL, tokens, max_new_tokens=12, cache=contiguous))
+    assert torch.equal(
+        generate(MODEL, tokens, max_new_tokens=12, cache=paged), generate(MODEL, tokens, max_new_tokens=12, cache=contiguous)
+    )
 
 
 # -- Copy-on-write ----------------------------------------------------------------------------------------------------
@@ -166,8 +179,12 @@ def test_what_reserve_takes_is_what_was_announced(held: int, writes: list[int], 
     assert cache.pool.num_used - before == needed
 
 
-@pytest.mark.parametrize(("num_rows", "writes", "num_blocks", "needed"), [(3, [1, 1, 1], 3, 2), (3, [3, 3, 3], 5, 5), (2, [0, 11], 4, 4)])
-def test_too_few_blocks_for_all_rows_together_change_nothing(num_rows: int, writes: list[int], num_blocks: int, needed: int) -> None:
+@pytest.mark.parametrize(
+    ("num_rows", "writes", "num_blocks", "needed"), [(3, [1, 1, 1], 3, 2), (3, [3, 3, 3], 5, 5), (2, [0, 11], 4, 4)]
+)
+def test_too_few_blocks_for_all_rows_together_change_nothing(
+    num_rows: int, writes: list[int], num_blocks: int, needed: int
+) -> None:
     cache = shared_rows(num_rows, num_blocks=num_blocks)
     before = state(cache)
     free = num_blocks - 2
@@ -230,7 +247,9 @@ def test_release_gives_everything_back_and_the_rows_start_anew() -> None:
         ([1], None, "0 tokens lie in 0 blocks of 4; the block table of row 0 has 1"),
     ],
 )
-def test_tables_that_do_not_fit_their_lengths_are_refused(num_blocks: list[int], seq_lens: list[int] | None, message: str) -> None:
+def test_tables_that_do_not_fit_their_lengths_are_refused(
+    num_blocks: list[int], seq_lens: list[int] | None, message: str
+) -> None:
     pool = pool_of()
     with pytest.raises(ValueError, match=message):
         PagedCache(pool, [pool.allocate_many(count) for count in num_blocks], seq_lens)
@@ -271,7 +290,9 @@ class Walking(PagedCache):
         return k, v
 
 
-def walk(shape: str, bits: int | None, steps: list[tuple[list[list[int]], Tensor]], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+def walk(
+    shape: str, bits: int | None, steps: list[tuple[list[list[int]], Tensor]], dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
     """Logits of each step with attention over blocks, and with gathering."""
     config = SHAPES[shape]
     batch = len(steps[0][0])
@@ -315,7 +336,9 @@ def test_one_layer_to_the_last_digit(dtype: torch.dtype, tolerance: float, large
     q = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
     positions = torch.tensor([[8, 9, 10], [0, 4, 10]])
     mask = causal_mask(positions, torch.arange(11).expand(2, 11))
-    assert_same(paged_attention(q, cache, layer=0, positions=positions), attend(q, k.to(dtype), v.to(dtype), mask), tolerance=tolerance)
+    assert_same(
+        paged_attention(q, cache, layer=0, positions=positions), attend(q, k.to(dtype), v.to(dtype), mask), tolerance=tolerance
+    )
 
 
 def test_scores_too_large_for_an_exponential_are_no_trouble() -> None:

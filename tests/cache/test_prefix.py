@@ -244,7 +244,9 @@ def test_everything_is_told() -> None:
 # -- Names ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("other", [lambda: chain_hash(b"p", [1, 3]), lambda: chain_hash(b"q", [1, 2]), lambda: chain_hash(b"p", [1])])
+@pytest.mark.parametrize(
+    "other", [lambda: chain_hash(b"p", [1, 3]), lambda: chain_hash(b"q", [1, 2]), lambda: chain_hash(b"p", [1])]
+)
 def test_a_name_depends_on_everything_before(other: Callable[[], bytes]) -> None:
     assert chain_hash(b"p", [1, 2]) == chain_hash(b"p", (1, 2)) != other()
 

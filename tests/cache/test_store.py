@@ -137,11 +137,10 @@ def test_open_slots_come_back_as_they_went_in(bits: int | None) -> None:
 @pytest.mark.parametrize("pieces", [[4], [1, 3], [3, 1], [1, 1, 1, 1]])
 def test_a_closed_block_is_rounded_by_channel_for_keys_and_by_token_for_values(bits: int, pieces: list[int]) -> None:
     store, kv = store_of(bits), random_kv(4)
-    slots = [12, 13, 14, 15]
+    first = 0
     for end in np.cumsum(pieces).tolist():
-        first = end - pieces[0] if end == pieces[0] else done
-        put(store, slots[first:end], kv[:, first:end], closing=(3,) if end == 4 else ())
-        done = end
+        put(store, list(range(12 + first, 12 + end)), kv[:, first:end], closing=(3,) if end == 4 else ())
+        first = end
     for layer in range(CONFIG.n_layers):
         keys, values = found(store, [3], layer)
         assert_same(keys, round_keys(kv[0] + layer, bits=bits), tolerance=1e-12)
@@ -238,7 +237,9 @@ def test_effective_bits_at_groups_of_64(bits: int, effective: float, ratio: floa
 @pytest.mark.parametrize("group_size", [1, 8, 64])
 def test_any_number_of_channels_packs(bits: int, kv_heads_and_dim: tuple[int, int], group_size: int) -> None:
     n_kv_heads, head_dim = kv_heads_and_dim
-    config = LlamaConfig(dim=24, n_layers=1, n_heads=n_kv_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, hidden_dim=8, vocab_size=8)
+    config = LlamaConfig(
+        dim=24, n_layers=1, n_heads=n_kv_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, hidden_dim=8, vocab_size=8
+    )
     store = QuantizedStore(config, num_blocks=1, block_size=3, bits=bits, group_size=group_size, dtype=torch.float64)
     assert config.kv_dim % store.value_group_size == 0 and store.value_group_size <= group_size
     k, v = torch.randn(2, 3, n_kv_heads, head_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
