@@ -66,7 +66,7 @@ def quantized(bits: int, *, residual: int) -> Callable[..., KVCache]:
 
 
 def quantized_nbytes(config: LlamaConfig, *, residual: int, batch: int, bits: int, **_: int) -> int:
-    """At 8 bits: a byte per number; 4 bytes per channel and group of keys, 4 per token and group of values; open groups in full."""
+    """At 8 bits: a byte per number; 4 bytes per channel and group of keys, and per token and group of values; open groups."""
     value_groups = config.kv_dim // max(size for size in range(1, BLOCK + 1) if config.kv_dim % size == 0)
     per_token = 2 * config.kv_dim + 4 * config.kv_dim // BLOCK + 4 * value_groups
     open_slots = min(ROOM, -(-(residual + BLOCK - 1) // BLOCK) * BLOCK)
