@@ -215,14 +215,13 @@ class Engine:
             ValueError: the sequence is not this engine's.
         """
         sent = 0
-        while True:
-            new = sequence.new_token_ids[sent:]
-            yield from new
-            sent += len(new)
-            if sequence.finished:
-                return
-            self._check_here(sequence)
-            self.step()
+        while not sequence.finished or sent < sequence.num_new_tokens:
+            if sent == sequence.num_new_tokens:
+                self._check_here(sequence)
+                self.step()
+            else:
+                yield sequence.token_ids[sequence.prompt_len + sent]
+                sent += 1
 
     def stream_text(self, sequence: Sequence) -> Iterator[str]:
         """Yield a sequence's text in pieces that are not empty. Joined, they are its `text` at the end.
@@ -231,16 +230,14 @@ class Engine:
             ValueError: the sequence is not this engine's, or has no tokenizer.
         """
         sent = 0
-        while True:
+        while not sequence.finished or sent < len(sequence.text):
             new = sequence.text[sent:]
-            if new:
-                yield new
-            sent += len(new)
-            if sequence.finished and sent == len(sequence.text):
-                return
-            if not sequence.finished:
+            if not new:
                 self._check_here(sequence)
                 self.step()
+            else:
+                yield new
+                sent += len(new)
 
     # -- How --
 

@@ -30,15 +30,24 @@ class Chunk:
 class Prefixes(Protocol):
     """Finds blocks by the tokens they hold: `PrefixCache`, or `NoPrefixCache`."""
 
+    @property
+    def blocks(self) -> list[int]: ...
+
     def match(self, token_ids: Numbers[int], *, salt: str = "") -> list[int]: ...
 
     def acquire(self, token_ids: Numbers[int], *, salt: str = "") -> list[int]: ...
 
     def insert(self, token_ids: Numbers[int], block_table: list[int], *, salt: str = "") -> int: ...
 
+    def clear(self) -> None: ...
+
 
 class NoPrefixCache:
-    """The prefix cache that never finds anything."""
+    """The prefix cache that holds nothing and never finds anything."""
+
+    @property
+    def blocks(self) -> list[int]:
+        return []
 
     def match(self, token_ids: Numbers[int], *, salt: str = "") -> list[int]:
         return []
@@ -48,6 +57,9 @@ class NoPrefixCache:
 
     def insert(self, token_ids: Numbers[int], block_table: list[int], *, salt: str = "") -> int:
         return 0
+
+    def clear(self) -> None:
+        pass
 
 
 class Scheduler:
