@@ -11,6 +11,7 @@ BUILT := _build/.built
 
 BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
 PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
+IN_BROWSER := tests/book/test_browser.py tests/widgets/test_drawn.py
 
 # Kernels come from .venv, and whatever IPython, Jupyter and matplotlib write for themselves stays in it.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -46,26 +47,26 @@ $(BUILT): $(INSTALLED) $(BOOK_SOURCES) $(PACKAGE_SOURCES)
 test: test-unit test-notebooks test-browser ## Run every test but the slow ones
 
 test-unit: $(INSTALLED) ## Test the package: units, properties, parity with transformers
-	$(BIN)/python -m pytest tests --ignore tests/book --ignore tests/widgets/test_drawn.py
+	$(BIN)/python -m pytest tests $(addprefix --ignore=,tests/book $(IN_BROWSER))
 
 test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come out as committed
 	$(BIN)/python -m pytest tests/book/test_notebooks.py
 	$(BIN)/python -m pytest --nbval --nbval-current-env book
 
-test-browser: $(BUILT) ## Test the built site: links, foreign requests, and its widgets in a browser
+test-browser: $(BUILT) ## Test the built site and every widget, in a browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
-	$(BIN)/python -m pytest tests/widgets/test_drawn.py tests/book --ignore tests/book/test_notebooks.py
+	$(BIN)/python -m pytest tests/book/test_site.py $(IN_BROWSER)
 
 test-slow: $(INSTALLED) ## Run the slow tests: the built wheel alone in an empty environment
-	$(BIN)/python -m pytest tests -m slow --ignore tests/book/test_site.py --ignore tests/book/test_browser.py
+	$(BIN)/python -m pytest tests -m slow $(addprefix --ignore=,tests/book $(IN_BROWSER))
 
 notebooks: $(INSTALLED) ## Execute every notebook in place and make it ready to commit
 	$(BIN)/python tools/notebooks.py run
 
 lock: $(INSTALLED) ## Resolve requirements.in anew into requirements.txt
 	$(BIN)/python -m pip install --quiet uv
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --fork-strategy fewest \
-	    --no-annotate requirements.in --output-file requirements.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
+	    --fork-strategy fewest --no-annotate requirements.in --output-file requirements.txt
 
 clean: ## Remove what was built; keep .venv
 	rm -rf _build build dist .pytest_cache .hypothesis

@@ -1,8 +1,8 @@
-"""Frames made from a look inside the model: what one replaced token changes, and the shape of everything on the way to the next token."""
+"""Frames made from a look inside the model: what one replaced token changes, and every shape on the way to the next token."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llama3_edu.attention import attend, repeat_kv
+from llama3_edu.config import LlamaConfig
 from llama3_edu.model import Llama
 from llama3_edu.positions import causal_mask
 from llama3_edu.probe import Inside, look_inside
@@ -34,9 +35,10 @@ def perturbation_frames(
         tokenizer: turns token ids into text.
 
     Returns:
-        `tokens`, the sizes, `weights` (per layer and head, the row of each query: its weight for every key it may see, in
-        thousandths) and `steps`; a step holds the `position` replaced (None in the first), `logits` and `layers`; a layer holds what
-        changed: `q`, `k`, `v` and `out` as one character per position, `scores` as one string per query; `1` is changed.
+        `tokens`, the sizes, `weights` (per layer and head, the row of each query: its weight for every key it may
+        see, in thousandths) and `steps`; a step holds the `position` replaced (None in the first), `logits` and `layers`; a
+        layer holds what changed: `q`, `k`, `v` and `out` as one character per position, `scores` as one string per query;
+        `1` is changed.
 
     Raises:
         ValueError: `tokens` is not one row, or holds the replacement.
@@ -73,8 +75,8 @@ def shape_frames(model: Llama, tokens: Int[Tensor, "1 new_len"], *, tokenizer: H
 
     Returns:
         `tokens`, `token_ids`, `n_layers`, `next` (`text` and `percent` of the likeliest next tokens) and `steps`, one per
-        stage: its `name`, its `module` in the code, `does` (what it does, in a sentence), the `axes` and `shape` of its result, how
-        many `parameters` it took, the `group` it belongs to, and a `preview` of its numbers in hundredths of the largest.
+        stage: its `name`, its `module` in the code, `does` (what it does, in a sentence), the `axes` and `shape` of its result,
+        how many `parameters` it took, the `group` it belongs to, and a `preview` of its numbers in hundredths of the largest.
 
     Raises:
         ValueError: `tokens` is not one row.
@@ -89,13 +91,13 @@ def shape_frames(model: Llama, tokens: Int[Tensor, "1 new_len"], *, tokenizer: H
         {"text": text, "percent": round(100 * prob, 1)}
         for text, prob in zip(token_texts(ids.tolist(), tokenizer), probs.tolist())
     ]
-    stages = _stages(model, tokens, inside, seen)
+    results = _results(model, tokens, inside, seen)
     return {
         "tokens": pieces,
         "token_ids": tokens[0].tolist(),
         "n_layers": model.config.n_layers,
         "next": likeliest,
-        "steps": [stage.frame(likeliest) for stage in stages],
+        "steps": [_stage_frame(_STAGES[name], model.config, *result, likeliest) for name, result in results.items()],
     }
 
 
@@ -143,13 +145,17 @@ def _lower_triangle(square: Int[Tensor, "new_len new_len"]) -> list[list[int]]:
 def _perturbation_summary(position: int | None, layers: list[dict[str, Any]], logits: str, texts: list[str]) -> str:
     *tokens, replacement = texts
     if position is None:
-        return f"The text as it is: {len(tokens)} tokens. Each query looks at its own position and at earlier ones; the upper triangle is masked."
+        return (
+            f"The text as it is: {len(tokens)} tokens. Each query looks at its own position and at earlier ones; "
+            "the upper triangle is masked."
+        )
     first, last = layers[0], layers[-1]
-    same = "Nothing before it changes, bit for bit." if "1" not in _before(position, layers, logits) else "Something before it changes."
+    moved = "1" in _before(position, layers, logits)
+    before = "Something before it changes." if moved else "Nothing before it changes, bit for bit."
     return (
         f"Token {position}, {quoted(tokens[position])}, becomes {quoted(replacement)}. "
         f"Keys and values change in the first layer at {_where(first['k'])}, in the last at {_where(last['k'])}; "
-        f"logits change at {_where(logits)}. {same}"
+        f"logits change at {_where(logits)}. {before}"
     )
 
 
@@ -171,33 +177,85 @@ def _where(flags: str) -> str:
 
 @dataclass(frozen=True)
 class _Stage:
-    """One stage on the way from token ids to the next token, and the tensor it results in."""
+    """One stage on the way from token ids to the next token, in words; `{…}` stands for a size of the model."""
 
     name: str
     module: str
     group: str
-    does: str
     axes: str
-    result: Tensor
-    parameters: int = 0
+    does: str
 
-    def frame(self, likeliest: list[dict[str, Any]]) -> dict[str, Any]:
-        axes, shape = self.axes.split(), list(self.result.shape)
-        sizes = ", ".join(f"{axis} {size}" for axis, size in zip(axes, shape))
-        summary = f"{self.name}: {self.does} Shape: {sizes}."
-        if self.group == "next":
-            summary += f" Likeliest: {quoted(likeliest[0]['text'])}, {likeliest[0]['percent']} %."
-        return {
-            "name": self.name,
-            "module": self.module,
-            "group": self.group,
-            "does": self.does,
-            "axes": axes,
-            "shape": shape,
-            "parameters": self.parameters,
-            "preview": _preview(self.result.transpose(1, 2) if axes[1] == "n_heads" else self.result),
-            "summary": summary,
-        }
+
+_STREAM = "batch new_len dim"
+_Q_HEADS, _KV_HEADS = "batch new_len n_heads head_dim", "batch new_len n_kv_heads head_dim"
+
+_STAGES = {
+    "tokens": _Stage("Token ids", "tokens", "in", "batch new_len", "The text, as numbers the model knows."),
+    "embedding": _Stage("Embedding", "tok_embeddings", "in", _STREAM, "Each id picks its own row of a table."),
+    "attention_norm": _Stage(
+        "RMSNorm", "attention_norm", "attention", _STREAM, "Each token's vector is brought to a common size."
+    ),
+    "q": _Stage(
+        "Queries", "attention.wq, rotate", "attention", _Q_HEADS,
+        "What each token asks, in {n_heads} heads, turned by its position.",
+    ),
+    "k": _Stage(
+        "Keys", "attention.wk, rotate", "attention", _KV_HEADS,
+        "What each token can be found by, in {n_kv_heads} heads, turned by its position.",
+    ),
+    "v": _Stage("Values", "attention.wv", "attention", _KV_HEADS, "What each token hands on, in {n_kv_heads} heads, not turned."),
+    "weights": _Stage(
+        "Attention weights", "attention_weights", "attention", "batch n_heads new_len kv_len",
+        "How much each query takes from each key at or before its position.",
+    ),
+    "mixed": _Stage(
+        "Mixed values", "attend", "attention", "batch new_len n_heads·head_dim",
+        "Each head's weighted sum of values, heads side by side.",
+    ),
+    "attention": _Stage(
+        "Back to the stream", "attention.wo, +", "attention", _STREAM,
+        "The heads are mixed to the stream's width and added to it.",
+    ),
+    "ffn_norm": _Stage("RMSNorm", "ffn_norm", "feed-forward", _STREAM, "Each vector is brought to a common size again."),
+    "gated": _Stage(
+        "SwiGLU", "feed_forward.w1, w3", "feed-forward", "batch new_len hidden_dim",
+        "One projection decides how much of another gets through.",
+    ),
+    "feed_forward": _Stage(
+        "Back to the stream", "feed_forward.w2, +", "feed-forward", _STREAM,
+        "The result is brought to the stream's width and added to it.",
+    ),
+    "layers": _Stage(
+        "The other layers", "layers[1:]", "out", _STREAM,
+        "The same again, with weights of their own, up to layer {n_layers}.",
+    ),
+    "norm": _Stage("Last norm", "norm", "out", _STREAM, "Every vector is brought to a common size once more."),
+    "logits": _Stage(
+        "Logits", "output", "out", "batch new_len vocab_size", "Every vector is compared with each word of the vocabulary."
+    ),
+    "next": _Stage("Next token", "next_logits", "next", "batch vocab_size", "The last row alone says what comes next."),
+}  # fmt: skip
+
+
+def _stage_frame(
+    stage: _Stage, config: LlamaConfig, result: Tensor, parameters: int, likeliest: list[dict[str, Any]]
+) -> dict[str, Any]:
+    axes, shape, does = stage.axes.split(), list(result.shape), stage.does.format(**asdict(config))
+    sizes = ", ".join(f"{axis} {size}" for axis, size in zip(axes, shape))
+    summary = f"{stage.name}: {does} Shape: {sizes}."
+    if stage.group == "next":
+        summary += f" Likeliest: {quoted(likeliest[0]['text'])}, {likeliest[0]['percent']} %."
+    return {
+        "name": stage.name,
+        "module": stage.module,
+        "group": stage.group,
+        "does": does,
+        "axes": axes,
+        "shape": shape,
+        "parameters": parameters,
+        "preview": _preview(result.transpose(1, 2) if axes[1] == "n_heads" else result),
+        "summary": summary,
+    }
 
 
 @contextmanager
@@ -220,60 +278,36 @@ def _watched(model: Llama) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
             handle.remove()
 
 
-def _stages(model: Llama, tokens: Tensor, inside: Inside, seen: dict[str, tuple[Tensor, Tensor]]) -> list[_Stage]:
-    first = "batch new_len dim"
-    embedded = seen["tok_embeddings"][1]
-    last_row = inside.logits[:, -1]
+def _results(
+    model: Llama, tokens: Tensor, inside: Inside, seen: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, tuple[Tensor, int]]:
+    """What every stage resulted in, and how many parameters that took; of the layers after the first, all in one."""
+    block, last = model.layers[0], model.config.n_layers - 1
+    attention, feed_forward = block.attention, block.feed_forward
     tied = model.output.weight is model.tok_embeddings.weight
-    stages = [
-        _Stage("Token ids", "tokens", "in", "The text, as numbers the model knows.", "batch new_len", tokens),
-        _Stage("Embedding", "tok_embeddings", "in", "Each id picks its own row of a table.", first, embedded, _size(model.tok_embeddings)),
-        *_attention_stages(model.layers[0], inside, seen),
-        *_feed_forward_stages(model.layers[0], seen),
-    ]
-    n_layers = model.config.n_layers
-    if n_layers > 1:
-        others = "Layer 2 does" if n_layers == 2 else f"Layers 2 to {n_layers} do"
-        rest = seen[f"layers.{n_layers - 1}"][1]
-        size = sum(map(_size, model.layers[1:]))
-        stages.append(_Stage("The other layers", "layers[1:]", "out", f"{others} the same again with weights of their own.", first, rest, size))
-    return stages + [
-        _Stage("Last norm", "norm", "out", "Every vector is scaled to the same length once more.", first, seen["norm"][1], _size(model.norm)),
-        _Stage(
-            "Logits", "output", "out", "Every vector is compared with each word of the vocabulary.", "batch new_len vocab_size",
-            inside.logits, 0 if tied else _size(model.output),
-        ),
-        _Stage("Next token", "next_logits", "next", "The last row alone says what comes next.", "batch vocab_size", last_row),
-    ]  # fmt: skip
+    results = {
+        "tokens": (tokens, 0),
+        "embedding": (seen["tok_embeddings"][1], _size(model.tok_embeddings)),
+        "attention_norm": (seen["layers.0.attention_norm"][1], _size(block.attention_norm)),
+        "q": (inside.q[0], _size(attention.wq)),
+        "k": (inside.k[0], _size(attention.wk)),
+        "v": (inside.v[0], _size(attention.wv)),
+        "weights": (inside.weights[0], 0),
+        "mixed": (seen["layers.0.attention.wo"][0], 0),
+        "attention": (seen["layers.0.ffn_norm"][0], _size(attention.wo)),
+        "ffn_norm": (seen["layers.0.ffn_norm"][1], _size(block.ffn_norm)),
+        "gated": (seen["layers.0.feed_forward.w2"][0], _size(feed_forward.w1, feed_forward.w3)),
+        "feed_forward": (seen["layers.0"][1], _size(feed_forward.w2)),
+        "layers": (seen[f"layers.{last}"][1], _size(*model.layers[1:])),
+        "norm": (seen["norm"][1], _size(model.norm)),
+        "logits": (inside.logits, 0 if tied else _size(model.output)),
+        "next": (inside.logits[:, -1], 0),
+    }
+    return results if last else {name: result for name, result in results.items() if name != "layers"}
 
 
-def _attention_stages(block: nn.Module, inside: Inside, seen: dict[str, tuple[Tensor, Tensor]]) -> list[_Stage]:
-    at, attention = "layers.0.attention", block.attention
-    n_heads, n_kv_heads = inside.q[0].shape[2], inside.k[0].shape[2]
-    stream = "batch new_len dim"
-    heads, kv_heads = "batch new_len n_heads head_dim", "batch new_len n_kv_heads head_dim"
-    return [
-        _Stage("RMSNorm", "attention_norm", "attention", "Each token's vector is scaled to the same length.", stream, seen["layers.0.attention_norm"][1], _size(block.attention_norm)),
-        _Stage("Queries", "attention.wq, rotate", "attention", f"What each token asks, in {n_heads} heads, turned by its position.", heads, inside.q[0], _size(attention.wq)),
-        _Stage("Keys", "attention.wk, rotate", "attention", f"What each token can be found by, in {n_kv_heads} heads, turned by its position.", kv_heads, inside.k[0], _size(attention.wk)),
-        _Stage("Values", "attention.wv", "attention", f"What each token hands on, in {n_kv_heads} heads, not turned.", kv_heads, inside.v[0], _size(attention.wv)),
-        _Stage("Attention weights", "attention_weights", "attention", "How much each query takes from each key at or before its position.", "batch n_heads new_len kv_len", inside.weights[0]),
-        _Stage("Mixed values", "attend", "attention", "Each head's weighted sum of values, heads side by side.", "batch new_len n_heads·head_dim", seen[f"{at}.wo"][0]),
-        _Stage("Back to the stream", "attention.wo, +", "attention", "The heads are mixed to the stream's width and added to it.", stream, seen["layers.0.ffn_norm"][0], _size(attention.wo)),
-    ]  # fmt: skip
-
-
-def _feed_forward_stages(block: nn.Module, seen: dict[str, tuple[Tensor, Tensor]]) -> list[_Stage]:
-    stream, feed_forward = "batch new_len dim", block.feed_forward
-    return [
-        _Stage("RMSNorm", "ffn_norm", "feed-forward", "Each vector is scaled again before the second half.", stream, seen["layers.0.ffn_norm"][1], _size(block.ffn_norm)),
-        _Stage("SwiGLU", "feed_forward.w1, w3", "feed-forward", "One projection decides how much of another gets through.", "batch new_len hidden_dim", seen["layers.0.feed_forward.w2"][0], _size(feed_forward.w1) + _size(feed_forward.w3)),
-        _Stage("Back to the stream", "feed_forward.w2, +", "feed-forward", "The result is brought to the stream's width and added to it.", stream, seen["layers.0"][1], _size(feed_forward.w2)),
-    ]  # fmt: skip
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _size(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def _preview(result: Tensor, *, columns: int = 24, most_groups: int = 4) -> dict[str, Any] | None:

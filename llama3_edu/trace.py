@@ -125,7 +125,8 @@ def growth_frames(
         cache the bytes `held`, `copied` now, and `copied_total`.
 
     Raises:
-        ValueError: there is no trace, a trace saw nothing stored or a cache of several rows, the caches were given different tokens, or `bits`
+        ValueError: there is no trace, a trace saw nothing stored or a cache of several rows, the caches were given different
+            tokens, or `bits`
             does not fit the bytes they report.
     """
     stored = {name: _keys_stored(name, trace) for name, trace in traces.items()}
@@ -204,7 +205,7 @@ def _check_same_tokens(stored: Mapping[str, list[KeysStored]]) -> None:
     (first, order), *others = orders.items()
     for name, other in others:
         if other != order:
-            raise ValueError(f"all caches should be given the same tokens in the same order; {name!r} was not given those of {first!r}")
+            raise ValueError(f"all caches should be given the same tokens; {name!r} was not given those of {first!r}")
 
 
 def _slots(name: str, events: list[KeysStored], config: LlamaConfig, cell: int) -> int | None:
@@ -214,7 +215,7 @@ def _slots(name: str, events: list[KeysStored], config: LlamaConfig, cell: int) 
         return None
     slots, rest = divmod(first.nbytes, config.n_layers * config.n_kv_heads * cell)
     if rest:
-        raise ValueError(f"{name!r} holds {first.nbytes} bytes, no whole number of tokens at {cell} bytes per token, layer and head")
+        raise ValueError(f"{name!r} holds {first.nbytes} bytes, no whole number of tokens of {cell} bytes per layer and head")
     return slots
 
 
@@ -245,13 +246,14 @@ def _growth_step(
         for old, event in zip(before["caches"], events)
     ]
     what = quoted(texts[arrived[0]]) if _length(arrived) == 1 else f"{_length(arrived)} tokens"
-    summary = f"Forward pass {previous + (layer == 0) + 1}, layer {layer + 1} of {len(stored)}: the keys and values of {what} are stored. "
+    forward = previous + (layer == 0)
+    summary = f"Forward pass {forward + 1}, layer {layer + 1} of {len(stored)}: the keys and values of {what} are stored. "
     summary += " ".join(
         f"{name} holds {format_bytes(cache['held'])} and has copied {format_bytes(cache['copied_total'])}."
         for name, cache in zip(names, caches)
     )
     return {
-        "forward": previous + (layer == 0),
+        "forward": forward,
         "layer": layer,
         "arrived": arrived,
         "stored": stored,

@@ -1,4 +1,4 @@
-"""A real browser for tests: find Chromium, open a page with everything but this machine blocked, and keep what it complains about."""
+"""A real browser for tests: find Chromium, open a page with everything but this machine blocked, keep its complaints."""
 
 import os
 import shutil
@@ -33,7 +33,8 @@ def find_chromium() -> str:
     for candidate in candidates:
         if candidate and Path(candidate).is_file():
             return candidate
-    raise FileNotFoundError(f"the browser tests need Chromium; looked for {', '.join(NAMES)} and at {', '.join(PLACES)}; CHROMIUM=PATH names another")
+    looked = ", ".join((*NAMES, *PLACES))
+    raise FileNotFoundError(f"the browser tests need Chromium; looked for {looked}; CHROMIUM=PATH names another")
 
 
 def launch(playwright: Playwright) -> Browser:

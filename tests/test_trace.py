@@ -145,7 +145,8 @@ def test_growth_frames_count_every_byte_copied():
 
 def test_growth_frames_refuse_what_they_cannot_show():
     model, trace, other = random_model(), le.Trace(), le.Trace()
-    tokens = le.generate(model, random_tokens(1, 3), max_new_tokens=2, cache=le.GrowingCache(CONFIG, dtype=torch.float64, observer=trace))
+    cache = le.GrowingCache(CONFIG, dtype=torch.float64, observer=trace)
+    tokens = le.generate(model, random_tokens(1, 3), max_new_tokens=2, cache=cache)
     with pytest.raises(ValueError, match="at least one trace"):
         le.growth_frames({}, config=CONFIG, tokens=tokens)
     with pytest.raises(ValueError, match="'empty' should hold what a cache reported"):
@@ -153,8 +154,11 @@ def test_growth_frames_refuse_what_they_cannot_show():
     le.generate(model, random_tokens(1, 4), max_new_tokens=1, cache=le.GrowingCache(CONFIG, dtype=torch.float64, observer=other))
     with pytest.raises(ValueError, match="'b' was not given those of 'a'"):
         le.growth_frames({"a": trace, "b": other}, config=CONFIG, tokens=tokens)
+    with pytest.raises(ValueError, match="no whole number of tokens"):
+        le.growth_frames({"a": trace}, config=CONFIG, tokens=tokens, bits=7 * 64)
     wide = le.Trace()
-    le.generate(model, random_tokens(2, 3), max_new_tokens=1, cache=le.GrowingCache(CONFIG, 2, dtype=torch.float64, observer=wide))
+    cache = le.GrowingCache(CONFIG, 2, dtype=torch.float64, observer=wide)
+    le.generate(model, random_tokens(2, 3), max_new_tokens=1, cache=cache)
     with pytest.raises(ValueError, match="one row; 'wide' has 2"):
         le.growth_frames({"wide": wide}, config=CONFIG, tokens=tokens)
 

@@ -1,7 +1,7 @@
-"""Train the small Llama 3 that the package carries: `python tools/train_tiny.py`, about an hour on two CPU cores.
+"""Train the small Llama 3 that the package carries: `python tools/train_tiny.py`, about half an hour on two CPU cores.
 
 The text is tiny Shakespeare. Its last tenth is held out: neither the tokenizer nor the model learns from it. What is left is
-a million characters, read some sixty times, so most of what stands here is there to keep the model from learning them by
+a million characters, read some thirty times, so most of what stands here is there to keep the model from learning them by
 heart: dropout, weight decay, an average of the weights, and an encoding of the text that differs at every reading.
 
 Everything random at step s is drawn from generators seeded with the recipe's seed and s. A run that is stopped (Ctrl-C) and

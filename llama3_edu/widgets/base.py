@@ -104,4 +104,5 @@ class FrameWidget(anywidget.AnyWidget):
         steps = self.frames["steps"]
         first_and_last = [steps[0]["summary"], steps[-1]["summary"]] if len(steps) > 1 else [steps[0]["summary"]]
         paragraphs = "".join(f"<p>{html.escape(summary)}</p>" for summary in first_and_last)
-        return f'<div class="llama3-edu-words" data-page-key="{self.page_key}"><p><strong>{html.escape(self.title)}</strong></p>{paragraphs}</div>'
+        title = f"<p><strong>{html.escape(self.title)}</strong></p>"
+        return f'<div class="llama3-edu-words" data-page-key="{self.page_key}">{title}{paragraphs}</div>'

@@ -71,7 +71,7 @@ function recomputeTriangle(frames) {
     const total = steps[step][`${run}_total`];
     own.total.textContent = grouped(total);
     const now = lengths[step];
-    own.now.textContent = `${total === 1 ? "token" : "tokens"} computed, ${now} of them in this step`;
+    own.now.textContent = `${total === 1 ? "token" : "tokens"} computed, ${now} just now`;
     own.working.textContent = sum(lengths, total);
   }
 

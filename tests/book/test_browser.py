@@ -1,4 +1,4 @@
-"""The built site in a real browser, from a server and from the disk: its widgets are alive, and no page asks another host for anything."""
+"""The built site in a real browser, from a server and from the disk: its widgets are alive, no page asks another host."""
 
 import os
 import re
@@ -98,7 +98,8 @@ def test_every_widget_is_drawn_and_steps(address: str, page: str, browser: Brows
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_the_page_without_scrolling_sideways(page: str, server: str, scheme: str, browser: Browser):
-    with quiet_page(browser, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True, color_scheme=scheme) as opened:
+    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    with quiet_page(browser, color_scheme=scheme, **phone) as opened:
         opened.goto(f"{server}/{page}.html", wait_until="load")
         found = opened.locator(WIDGET)
         expect(found).to_have_count(len(expected_widgets(page)))

@@ -1,4 +1,4 @@
-"""The Python side of every widget: frames are checked, the step stays inside, and a notebook is given the same words every time."""
+"""The Python side of every widget: frames are checked, the step stays inside, a notebook is given the same words always."""
 
 import copy
 import re
@@ -106,5 +106,6 @@ def test_frames_without_steps_are_refused(cls: type[FrameWidget]):
 def test_the_script_is_whole_in_itself(cls: type[FrameWidget]):
     script = cls._esm
     assert "export default { render" in script
-    assert not re.search(r"^\s*import\b|\bimport\(|\brequire\(|\bfetch\(|https?://(?!www\.w3\.org/2000/svg)", script, re.MULTILINE)
+    foreign = r"^\s*import\b|\bimport\(|\brequire\(|\bfetch\(|https?://(?!www\.w3\.org/2000/svg)"
+    assert not re.search(foreign, script, re.MULTILINE)
     assert not re.search(r"@import|url\((?!#)", cls._css)

@@ -1,4 +1,4 @@
-"""Every widget in a real browser, on a page with no kernel: what is drawn is what the frames say, by mouse, keyboard and touch."""
+"""Every widget in a real browser, with no kernel: what is drawn is what the frames say, by mouse, keyboard and touch."""
 
 from collections import Counter
 from pathlib import Path
@@ -64,22 +64,25 @@ def check_mask(widget: Locator, frames: Frames, step: int) -> None:
         strips = state_map(widget, ".le-matrix .le-strip", "kind", "position")
         for kind in ("q", "k", "v", "out", "logits"):
             flags = own["logits"] if kind == "logits" else changes[kind]
-            assert [strips[kind, str(position)] for position in range(n)] == [("stays", "changed")[int(flag)] for flag in flags]
+            drawn = [strips[kind, str(position)] for position in range(n)]
+            assert drawn == [("stays", "changed")[int(flag)] for flag in flags]
 
 
 def check_growth(widget: Locator, frames: Frames, step: int) -> None:
     own = frames["steps"][step]
-    before = max((index for index, other in enumerate(frames["steps"][:step]) if other["forward"] != own["forward"]), default=None)
+    earlier = [other["caches"] for other in frames["steps"][:step] if other["forward"] != own["forward"]]
+    before = earlier[-1] if earlier else None
     arrived = own["arrived"][1] - own["arrived"][0]
     cells_per_token = frames["n_layers"] * frames["n_kv_heads"]
     for index, cache in enumerate(frames["caches"]):
         panel = widget.locator(f'[data-cache="{cache["name"]}"]')
         drawn = states(panel, ".le-kv")
-        copied = 0 if before is None else own["caches"][index]["copied_total"] - frames["steps"][before]["caches"][index]["copied_total"]
+        copied = own["caches"][index]["copied_total"] - (before[index]["copied_total"] if before else 0)
         assert drawn["new"] == arrived * cells_per_token
         assert drawn["new"] + drawn["held"] + drawn["copied"] == sum(own["stored"]) * frames["n_kv_heads"]
         assert drawn["copied"] * frames["bytes_per_cell"] == copied
-        assert drawn["empty"] == (cache["slots"] * cells_per_token - sum(own["stored"]) * frames["n_kv_heads"] if cache["slots"] else 0)
+        stored = sum(own["stored"]) * frames["n_kv_heads"]
+        assert drawn["empty"] == (cache["slots"] * cells_per_token - stored if cache["slots"] else 0)
         assert panel.locator('[data-kind="held"]').get_attribute("data-bytes") == str(own["caches"][index]["held"])
         assert panel.locator('[data-kind="copied"]').get_attribute("data-bytes") == str(own["caches"][index]["copied_total"])
 
@@ -162,7 +165,8 @@ def test_play_runs_to_the_end_and_pause_stops_it(cls: type[widgets.FrameWidget],
         page.clock.run_for(100_000)
         assert step_of(widget) == len(FRAMES[cls]["steps"]) - 1
         assert widget.locator('[data-action="play"]').get_attribute("aria-label") == "Play"
-        assert widget.locator(".le-cell, .le-bar").evaluate_all("nodes => nodes.every(node => getComputedStyle(node).transitionDuration === '0s')")
+        at_once = "nodes => nodes.every(node => getComputedStyle(node).transitionDuration === '0s')"
+        assert widget.locator(".le-cell, .le-bar").evaluate_all(at_once)
 
 
 def test_a_cell_of_the_mask_tells_its_weight_by_pointer_and_by_key(browser: Browser, tmp_path: Path):
@@ -200,7 +204,8 @@ def test_a_stage_can_be_picked(browser: Browser, tmp_path: Path):
 
 
 def test_widgets_on_one_page_do_not_disturb_each_other(browser: Browser, tmp_path: Path):
-    shown = [cls(frames=FRAMES[cls]) for cls in MAKERS] + [widgets.RecomputeTriangle(frames=FRAMES[widgets.RecomputeTriangle], step=4)]
+    fifth = widgets.RecomputeTriangle(frames=FRAMES[widgets.RecomputeTriangle], step=4)
+    shown = [*(cls(frames=FRAMES[cls]) for cls in MAKERS), fifth]
     with quiet_page(browser) as page:
         found = show(page, tmp_path, *shown)
         names = found.evaluate_all("nodes => nodes.map(node => node.dataset.widget)")

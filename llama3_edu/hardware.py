@@ -1,0 +1,28 @@
+"""What this process runs on, in a line: every figure that depends on the machine is shown beside it."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+__all__ = ["describe"]
+
+
+def describe(device: torch.device | str = "cpu") -> str:
+    """Return the processor, how much of it torch uses, and torch's version: `AMD EPYC, 2 threads, torch 2.13.0`."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return f"{name}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """Return the processor's own name where the system gives it, its architecture where not."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
