@@ -44,7 +44,6 @@ class _Finished:
     score: float
 
 
-@torch.no_grad()
 def beam_search(
     model: Llama,
     tokens: Int[Tensor, "1 prompt_len"],
@@ -103,7 +102,8 @@ def _next_logits(
     beams, total_len = tokens.shape
     seen = int(lengths(cache, beams)[0])
     observer(TokensComputed(positions=(tuple(range(seen, total_len)),) * beams))
-    return model.next_logits(tokens[:, seen:], cache)
+    with torch.no_grad():
+        return model.next_logits(tokens[:, seen:], cache)
 
 
 def _best(logits: Float[Tensor, "beams vocab_size"], scores: Float[Tensor, "beams"], *, count: int) -> list[_Candidate]:

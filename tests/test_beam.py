@@ -175,6 +175,7 @@ def test_beams_can_be_followed_through_their_events() -> None:
             assert event.position == len(beams[0])
             assert set(event.closed) == set(range(len(beams))) - set(event.parents)
             beams = [[*beams[parent], token_id] for parent, token_id in zip(event.parents, event.token_ids)]
+            assert len(beams) == 4, "however many beams end, as many go on"
             assert list(event.scores) == sorted(event.scores, reverse=True)
             for beam, score in zip(beams, event.scores):
                 assert score == pytest.approx(log_prob(SMALL_MODEL, torch.tensor(beam), 3), abs=1e-10)

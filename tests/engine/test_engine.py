@@ -296,6 +296,18 @@ def test_a_prompt_with_several_samples_is_computed_and_held_once() -> None:
     assert sum(isinstance(event, BlockCopied) for event in events) == 2
 
 
+def test_a_sample_that_writes_to_its_logits_disturbs_no_other() -> None:
+    def never_the_best(logits: Tensor) -> Tensor:
+        return logits.scatter_(1, logits.argmax(dim=-1, keepdim=True), -torch.inf).argmax(dim=-1)
+
+    engine = engine_of()
+    first = engine.add(prompt_of(5), max_new_tokens=4, choose=never_the_best)
+    second = engine.fork(first, choose=greedy)
+    engine.run()
+    assert first.token_ids == alone(prompt_of(5), 4, choose=never_the_best)
+    assert second.token_ids == alone(prompt_of(5), 4)
+
+
 @pytest.mark.parametrize("steps", range(1, 6))
 def test_a_fork_later_on_continues_the_tokens_so_far(steps: int) -> None:
     engine = engine_of(max_tokens_per_step=6)
@@ -417,6 +429,20 @@ def test_a_prompt_that_is_held_to_its_end_is_answered_all_the_same() -> None:
         engine.run()
         assert sequence.token_ids == alone(prompt_of(12), 4)
     assert [step.reused_tokens for step in engine.statistics if step.admitted] == [0, 8, 8]
+
+
+def test_prompts_found_in_a_full_pool_wait_for_what_they_lack() -> None:
+    # The pool is full but for what the prefix cache alone holds, and that is what the second prompt begins with.
+    engine = engine_of(num_blocks=6)
+    engine.add(prompt_of(8), max_new_tokens=1)
+    engine.run()
+    other = engine.add(prompt_of(14, seed=1), max_new_tokens=2)
+    engine.step()
+    again = engine.add([*prompt_of(8), 1, 2, 3], max_new_tokens=2)
+    engine.run()
+    assert other.token_ids == alone(prompt_of(14, seed=1), 2)
+    assert again.token_ids == alone([*prompt_of(8), 1, 2, 3], 2)
+    assert sum(step.preempted for step in engine.statistics) == 0
 
 
 def test_other_salts_share_nothing() -> None:

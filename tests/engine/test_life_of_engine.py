@@ -11,7 +11,7 @@ ENOUGH = {"StepScheduled": 300, "shared forks": 30, "BlockCopied": 10, "PrefixRe
 """A life without trouble proves nothing."""
 
 
-@pytest.mark.parametrize("lives, steps", [(25, 25), pytest.param(400, 60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lives, steps", [(25, 25), pytest.param(150, 50, marks=pytest.mark.slow)])
 def test_every_request_gets_what_it_gets_alone(lives: int, steps: int) -> None:
     class Life(LifeOfEngine):
         seen = Counter()

@@ -36,6 +36,22 @@ def cut_by_letter(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
+@pytest.mark.parametrize(
+    ("text", "stops", "left"),
+    [("aab", ["ab"], "a"), ("aaab", ["aab"], "a"), ("abab", ["b", "aba"], "a"), ("bab", ["ab", "bab"], ""), ("aba", ["bb"], "aba")],
+)
+def test_the_stop_string_that_is_complete_first_ends_the_text(text: str, stops: list[str], left: str) -> None:
+    assert grown(ids_of(text), stops).text == left
+
+
+def test_a_stop_string_within_one_token_ends_the_text() -> None:
+    whole = {TOKENIZER.decode([token_id]): token_id for token_id in range(TOKENIZER.vocab_size)}
+    word = next(text for text in whole if len(set(text)) == len(text) == 3)
+    a, b, c = word
+    for stops, left in (([b], a), ([c, b], a), ([b + c, a + b], ""), (["never", c], a + b)):
+        assert grown([whole[word]], stops).text == left
+
+
 @settings(max_examples=300)
 @given(text=letters, stops=stop_lists)
 def test_stop_strings_are_found_letter_by_letter(text: str, stops: list[str]) -> None:
