@@ -20,7 +20,8 @@ class BeamResult:
 
     Args:
         tokens: the prompt and what follows it. A beam that ended before the longest is filled up with its own last token.
-        scores: for each beam, the sum of its new tokens' log-probabilities, divided by their number to the power of the length penalty.
+        scores: for each beam, the sum of its new tokens' log-probabilities, divided by their number to the power of the length
+            penalty.
     """
 
     tokens: Int[Tensor, "num_beams total_len"]
@@ -72,8 +73,8 @@ def beam_search(
             `BeamsPruned` for every step that another follows.
 
     Raises:
-        ValueError: there is not exactly one prompt, `num_beams` or `max_new_tokens` is below 1, an eos id is outside the vocabulary, the
-            cache holds the whole prompt already, or what `Llama.forward` refuses.
+        ValueError: there is not exactly one prompt, `num_beams` or `max_new_tokens` is below 1, an eos id is outside the
+            vocabulary, the cache holds the whole prompt already, or what `Llama.forward` refuses.
     """
     stops = _as_set(eos_id)
     cache = NoCache() if cache is None else cache

@@ -1,4 +1,4 @@
-"""An engine with a tiny pool, and requests that come, part, are cancelled and preempted at random: the state machine and its checks."""
+"""An engine with a tiny pool, and requests that come, part and are cancelled at random: the state machine and its checks."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -70,7 +70,7 @@ wishes = st.tuples(prompts, st.integers(1, 8), st.lists(seeds, min_size=1, max_s
 
 
 class LifeOfEngine(RuleBasedStateMachine):
-    """Adds, forks, cancels, preempts and steps at random; after each step everything must add up, and at the end every output is right."""
+    """Adds, forks, cancels, preempts and steps at random; after each step everything must add up, and every output is right."""
 
     seen: Counter[str] = Counter()
     """What happened in all lives together: a machine that never gets into trouble proves nothing."""
@@ -154,8 +154,9 @@ class LifeOfEngine(RuleBasedStateMachine):
         for sequence in (*waiting, *parked):
             assert (sequence.block_table, sequence.num_cached) == ([], 0)
         alive = [*running, *waiting, *parked]
-        assert len(running) <= self.limits[0] and [sequence.id for sequence in waiting] == sorted(sequence.id for sequence in waiting)
-        assert sorted(map(id, alive)) == sorted(id(request.sequence) for request in self.unfinished()), "one was lost, or is there twice"
+        assert len(running) <= self.limits[0] and waiting == sorted(waiting, key=lambda sequence: sequence.id)
+        asked_for = [request.sequence for request in self.unfinished()]
+        assert sorted(map(id, alive)) == sorted(map(id, asked_for)), "one was lost, or is there twice"
 
     @invariant()
     def what_is_written_so_far_is_right(self) -> None:
@@ -192,5 +193,3 @@ class LifeOfEngine(RuleBasedStateMachine):
         assert 0 <= memory.slots_wasted < self.limits[0] * self.engine.pool.block_size
         assert memory.blocks_used + memory.blocks_cached + memory.blocks_free == self.engine.pool.num_blocks
         assert memory.blocks_shared <= memory.blocks_used <= memory.blocks_without_sharing
-
-

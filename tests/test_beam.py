@@ -50,7 +50,8 @@ every_cache = pytest.mark.parametrize("make", CACHES.values(), ids=CACHES)
 def log_prob(model: Llama, tokens: Tensor, prompt_len: int) -> float:
     """The sum of the new tokens' log-probabilities, from one forward without a cache."""
     log_probs = model(tokens[None])[0].log_softmax(dim=-1)
-    return sum(log_probs[position - 1, token_id].item() for position, token_id in enumerate(tokens.tolist()) if position >= prompt_len)
+    new = list(enumerate(tokens.tolist()))[prompt_len:]
+    return sum(log_probs[position - 1, token_id].item() for position, token_id in new)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
@@ -59,7 +60,12 @@ def test_beams_enough_for_all_find_the_best_of_all(length_penalty: float) -> Non
     rows = [torch.cat((prompt[0], torch.tensor(new))) for new in product(range(5), repeat=new_len)]
     everything = sorted(((log_prob(SMALL_MODEL, row, 4) / new_len**length_penalty, row.tolist()) for row in rows), reverse=True)
     found = beam_search(
-        SMALL_MODEL, prompt, num_beams=125, max_new_tokens=new_len, cache=paged(SMALL, num_blocks=500), length_penalty=length_penalty
+        SMALL_MODEL,
+        prompt,
+        num_beams=125,
+        max_new_tokens=new_len,
+        cache=paged(SMALL, num_blocks=500),
+        length_penalty=length_penalty,
     )
     assert found.tokens.tolist() == [row for _, row in everything]
     assert_same(found.scores, torch.tensor([score for score, _ in everything], dtype=torch.float64))
@@ -100,7 +106,8 @@ def test_one_beam_is_greedy(make: Callable[[LlamaConfig], KVCache]) -> None:
 
 def test_scores_are_those_of_the_tokens_and_fall() -> None:
     prompt = random_tokens(1, 5)
-    found = beam_search(MODEL, prompt, num_beams=5, max_new_tokens=7, length_penalty=0.5, cache=GrowingCache(CONFIG, dtype=torch.float64))
+    cache = GrowingCache(CONFIG, dtype=torch.float64)
+    found = beam_search(MODEL, prompt, num_beams=5, max_new_tokens=7, length_penalty=0.5, cache=cache)
     expected = torch.tensor([log_prob(MODEL, row, 5) / 7**0.5 for row in found.tokens], dtype=torch.float64)
     assert_same(found.scores, expected)
     assert (found.scores.diff() <= 0).all() and len(found.tokens.unique(dim=0)) == 5

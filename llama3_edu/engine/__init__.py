@@ -6,4 +6,14 @@ from llama3_edu.engine.sequence import Sequence
 from llama3_edu.engine.statistics import MemoryUse, StepStatistics, memory_use
 from llama3_edu.engine.text import GrowingText
 
-__all__ = ["Engine", "Sequence", "Scheduler", "Chunk", "NoPrefixCache", "StepStatistics", "MemoryUse", "memory_use", "GrowingText"]
+__all__ = [
+    "Engine",
+    "Sequence",
+    "Scheduler",
+    "Chunk",
+    "NoPrefixCache",
+    "StepStatistics",
+    "MemoryUse",
+    "memory_use",
+    "GrowingText",
+]

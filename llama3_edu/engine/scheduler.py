@@ -172,7 +172,7 @@ class Scheduler:
         return [sequence.num_pending for sequence in self.running]
 
     def _blocks_needed(self, new_lens: list[int]) -> int:
-        """Return the blocks that the running sequences would take for so many more tokens each, copies of shared ones included."""
+        """Return the blocks that the running sequences would take for so many more tokens each, those for copies included."""
         if not self.running:
             return 0
         tables, seq_lens = [s.block_table for s in self.running], [s.num_cached for s in self.running]
@@ -200,7 +200,8 @@ def divide(pending: Numbers[int], *, budget: int) -> list[int]:
 def group(lengths: Numbers[int]) -> list[list[int]]:
     """Put rows of similar length together, to be run in one forward each.
 
-    Rows of one forward are padded to the longest, and padding is computed like tokens. No row is padded to more than twice its length.
+    Rows of one forward are padded to the longest, and padding is computed like tokens. No row is padded to more than twice its
+    length.
 
     Args:
         lengths: for each row, its tokens.

@@ -30,8 +30,8 @@ class Sequence:
         block_table: the blocks that hold its keys and values.
         num_cached: tokens whose keys and values are held.
         num_computed: the most tokens that were ever held. Those below it are computed again after a preemption.
-        finish_reason: `stop` (a stop id or a stop string came), `length`, `cancelled`, `refused` (it never fits, `refusal` says why) or
-            `failed` (its own `choose`, `on_token` or text raised an error); None while it goes on.
+        finish_reason: `stop` (a stop id or a stop string came), `length`, `cancelled`, `refused` (it never fits, `refusal` says
+            why) or `failed` (its own `choose`, `on_token` or text raised an error); None while it goes on.
         refusal: why it never fits.
         forks: sequences that have the same tokens and part from it at its next token.
         host: the sequence that this one will part from.

@@ -12,9 +12,9 @@ __all__ = ["GrowingText"]
 class GrowingText:
     """The text of a sequence while its tokens arrive.
 
-    A stop string may begin in one token and end in another. So what could be the beginning of one is held back until more is known, as
-    are the bytes of a character that is not whole yet. Which text comes out does not depend on how tokens cut it up: the stop
-    string that is complete first ends it.
+    A stop string may begin in one token and end in another. So what could be the beginning of one is held back until more is
+    known, as are the bytes of a character that is not whole yet. Which text comes out does not depend on how tokens cut it up:
+    the stop string that is complete first ends it.
 
     Args:
         tokenizer: says which bytes a token stands for.

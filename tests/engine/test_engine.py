@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ MIXES = {
 @pytest.mark.parametrize("options", MIXES.values(), ids=MIXES)
 def test_no_mix_and_no_pool_changes_an_output(options: dict[str, int]) -> None:
     engine = engine_of(**options)
-    wishes = [(prompt_of(1 + 7 * index % 23, seed=index % 5), 1 + 5 * index % 13, index if index % 2 else None) for index in range(12)]
+    lengths = [(1 + 7 * index % 23, 1 + 5 * index % 13) for index in range(12)]
+    wishes = [(prompt_of(length, seed=index % 5), more, [None, index][index % 2]) for index, (length, more) in enumerate(lengths)]
     sequences = [engine.add(prompt, max_new_tokens=more, choose=choose_with(seed)) for prompt, more, seed in wishes]
     engine.run()
     for sequence, (prompt, more, seed) in zip(sequences, wishes):
@@ -470,7 +472,8 @@ def test_every_token_is_counted_once() -> None:
     engine = engine_of(num_blocks=12, max_batch=5, max_tokens_per_step=9, prefix_caching=False)
     sequences = [engine.add(prompt_of(5 + index, seed=index), max_new_tokens=12) for index in range(6)]
     engine.run()
-    total = {name: sum(getattr(step, name) for step in engine.statistics) for name in vars(engine.statistics[0]) if name != "memory"}
+    names = [name for name in vars(engine.statistics[0]) if name != "memory"]
+    total = {name: sum(getattr(step, name) for step in engine.statistics) for name in names}
     assert total["prompt_tokens"] == sum(sequence.prompt_len for sequence in sequences)
     assert total["decoded_tokens"] == sum(sequence.num_new_tokens - 1 for sequence in sequences)
     assert total["finished"] == 6 and total["admitted"] == 6 + total["preempted"] and total["preempted"] > 0
@@ -557,8 +560,9 @@ def test_what_is_not_here_or_has_ended_is_refused() -> None:
     engine, other = engine_of(), engine_of()
     strange, ended = other.add([1], max_new_tokens=3), engine.add([1], max_new_tokens=1)
     engine.run()
-    for act in (engine.cancel, lambda sequence: engine.fork(sequence, choose=greedy), lambda sequence: next(engine.stream(sequence))):
-        with pytest.raises(ValueError, match=r"Sequence\(id=0, prompt_len=1, num_new_tokens=0, 0 cached\) is not a sequence of this engine"):
+    not_here = r"Sequence\(id=0, prompt_len=1, num_new_tokens=0, 0 cached\) is not a sequence of this engine"
+    for act in (engine.cancel, partial(engine.fork, choose=greedy), lambda sequence: next(engine.stream(sequence))):
+        with pytest.raises(ValueError, match=not_here):
             act(strange)
     with pytest.raises(ValueError, match="the sequence has ended by 'length'; nothing goes on from it"):
         engine.fork(ended, choose=greedy)

@@ -1,4 +1,4 @@
-"""Random arrivals, forks, cancellations and preemptions in tiny pools: every output is that of its lone run, and nothing leaks."""
+"""Random arrivals, forks, cancellations and preemptions in tiny pools: every output is its lone run's, nothing leaks."""
 
 from collections import Counter
 
@@ -7,7 +7,14 @@ from engine_life import LifeOfEngine
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-ENOUGH = {"StepScheduled": 300, "shared forks": 30, "BlockCopied": 10, "PrefixReused": 5, "BlockEvicted": 20, "unasked preemptions": 20}
+ENOUGH = {
+    "StepScheduled": 300,
+    "shared forks": 30,
+    "BlockCopied": 10,
+    "PrefixReused": 5,
+    "BlockEvicted": 20,
+    "unasked preemptions": 20,
+}
 """A life without trouble proves nothing."""
 
 

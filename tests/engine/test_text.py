@@ -38,7 +38,13 @@ def cut_by_letter(text: str, stops: list[str]) -> tuple[str, bool]:
 
 @pytest.mark.parametrize(
     ("text", "stops", "left"),
-    [("aab", ["ab"], "a"), ("aaab", ["aab"], "a"), ("abab", ["b", "aba"], "a"), ("bab", ["ab", "bab"], ""), ("aba", ["bb"], "aba")],
+    [
+        ("aab", ["ab"], "a"),
+        ("aaab", ["aab"], "a"),
+        ("abab", ["b", "aba"], "a"),
+        ("bab", ["ab", "bab"], ""),
+        ("aba", ["bb"], "aba"),
+    ],
 )
 def test_the_stop_string_that_is_complete_first_ends_the_text(text: str, stops: list[str], left: str) -> None:
     assert grown(ids_of(text), stops).text == left

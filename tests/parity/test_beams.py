@@ -46,7 +46,7 @@ def prompt_of(seed):
 
 @torch.inference_mode()
 def their_beams(model, tokens, *, num_beams, max_new_tokens, eos_id, length_penalty):
-    """Ids without what is filled up behind an end, and scores; with one beam theirs is a greedy search, so the score is added up here."""
+    """Ids without what is filled up behind an end, and scores. One beam is a greedy search to them: added up here."""
     ends = [] if eos_id is None else [eos_id] if isinstance(eos_id, int) else eos_id
     found = model.generate(
         tokens, attention_mask=torch.ones_like(tokens), num_beams=num_beams, num_return_sequences=num_beams, do_sample=False,
@@ -89,7 +89,9 @@ def test_without_an_end_they_agree(models, num_beams, length_penalty):
 @pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 0.6, 1.0, 2.0])
 def test_with_an_end_they_agree(models, num_beams, length_penalty):
     for eos_id in (3, 11):
-        assert_same_beams(models, num_beams=num_beams, max_new_tokens=14, eos_id=eos_id, length_penalty=length_penalty, seed=eos_id)
+        assert_same_beams(
+            models, num_beams=num_beams, max_new_tokens=14, eos_id=eos_id, length_penalty=length_penalty, seed=eos_id
+        )
 
 
 @pytest.mark.parametrize("num_beams", [2, 5])
@@ -112,5 +114,6 @@ def test_short_searches_agree(models, max_new_tokens):
 def test_some_beams_end_early_and_some_searches_too(models):
     # Or the comparisons with an end would compare nothing that the ones without do not.
     options = {"num_beams": 4, "max_new_tokens": 14, "length_penalty": 0.0}
-    lengths = [len(beam) for eos_id in range(VOCAB) for beam in their_beams(models[0], prompt_of(eos_id), eos_id=eos_id, **options)[0]]
+    searches = [their_beams(models[0], prompt_of(eos_id), eos_id=eos_id, **options) for eos_id in range(VOCAB)]
+    lengths = [len(beam) for beams, _ in searches for beam in beams]
     assert min(lengths) < PROMPT_LEN + 6 and len(set(lengths)) > 4
