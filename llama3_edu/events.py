@@ -23,9 +23,11 @@ __all__ = [
     "BlockPublished",
     "BlockEvicted",
     "PrefixReused",
+    "TablesChanged",
     "BeamsPruned",
     "BeamFinished",
     "StepScheduled",
+    "StepFinished",
     "SequenceAdded",
     "SequenceAdmitted",
     "SequenceForked",
@@ -194,6 +196,21 @@ class PrefixReused(Event):
 
 
 @dataclass(frozen=True)
+class TablesChanged(Event):
+    """A paged cache made room for new tokens, reordered its rows, or gave them back.
+
+    Args:
+        names: what each row is called: its number, or that of the sequence it belongs to.
+        block_tables: for each row, the blocks that hold its tokens, in order.
+        seq_lens: for each row, the tokens it has room for from now on.
+    """
+
+    names: tuple[int, ...]
+    block_tables: tuple[tuple[int, ...], ...]
+    seq_lens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class BeamsPruned(Event):
     """Of all beams with one token more, these go on.
 
@@ -245,16 +262,29 @@ class StepScheduled(Event):
 
 
 @dataclass(frozen=True)
+class StepFinished(Event):
+    """An engine's step is over: its tokens are computed, and whoever got a next token has it.
+
+    Args:
+        step: which step, from 0.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True)
 class SequenceAdded(Event):
-    """An engine was given a request.
+    """An engine was given a request, or a sequence was told to go on in two ways.
 
     Args:
         sequence: its number, in order of arrival.
-        num_tokens: tokens of its prompt.
+        num_tokens: tokens of its prompt; of a fork, all the tokens it starts from.
+        parent: the sequence it is forked from, if it is.
     """
 
     sequence: int
     num_tokens: int
+    parent: int | None = None
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ MUTANTS = [
         PagedCache,
         "reorder",
         "tables = [fork(self.pool, self._tables[parent]) for parent in heirs]",
-        "old = [table[:] for table in self._tables]; self.release(); tables = [fork(self.pool, old[parent]) for parent in heirs]",
+        "old = [table[:] for table in self._tables]; self._release_rows(); tables = [fork(self.pool, old[parent]) for parent in heirs]",
         life,
     ),
     Mutant(
@@ -97,7 +97,7 @@ MUTANTS = [
         "list(self._tables[parent])",
         life,
     ),
-    Mutant("reorder gives nothing back", PagedCache, "reorder", "self.release()", "pass", life),
+    Mutant("reorder gives nothing back", PagedCache, "reorder", "self._release_rows()", "pass", life),
     Mutant(
         "reorder leaves the lengths as they were",
         PagedCache,

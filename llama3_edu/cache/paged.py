@@ -11,7 +11,7 @@ from torch import Tensor
 from llama3_edu.cache.base import KVCache, check_batch, checked_parents, continued
 from llama3_edu.cache.blocks import BlockPool, blocks_for, fork, release_all
 from llama3_edu.cache.store import Writes
-from llama3_edu.events import KeysStored, Observer, ignore
+from llama3_edu.events import KeysStored, Observer, TablesChanged, ignore
 from llama3_edu.positions import PAD, causal_mask
 
 __all__ = ["PagedCache", "paged_attention"]
@@ -28,10 +28,13 @@ class PagedCache(KVCache):
         pool: where the blocks are.
         block_tables: for each row, the blocks that hold its tokens, in order. The lists are changed in place.
         seq_lens: tokens held, per row. None: every row is empty.
-        observer: is told `KeysStored` for every layer of every forward. What happens to blocks is told by the pool.
+        names: what to call each row in what is reported, where rows are sequences with numbers of their own. None: 0, 1, 2, …
+        observer: is told `TablesChanged` when rows grow or change places, and `KeysStored` for every layer of every forward. What
+            happens to blocks is told by the pool.
 
     Raises:
-        ValueError: there are no rows, a table has more or fewer blocks than its tokens need, or two rows have the same list.
+        ValueError: there are no rows, a table has more or fewer blocks than its tokens need, two rows have the same list, or
+            there are more or fewer names than rows.
     """
 
     def __init__(
@@ -40,15 +43,19 @@ class PagedCache(KVCache):
         block_tables: Sequence[list[int]],
         seq_lens: Sequence[int] | None = None,
         *,
+        names: Sequence[int] | None = None,
         observer: Observer = ignore,
     ) -> None:
         check_batch(len(block_tables))
+        if names is not None and len(names) != len(block_tables):
+            raise ValueError(f"every row needs a name; there are {len(block_tables)} rows and {len(names)} names")
         self.pool = pool
         self._tables = list(block_tables)
         self._seq_lens = [0] * len(block_tables) if seq_lens is None else list(seq_lens)
         self._check_tables()
         self._num_copied = 0
         self._settle_nothing_new()
+        self._names = names
         self._observer = observer
 
     @property
@@ -92,6 +99,7 @@ class PagedCache(KVCache):
         for table, length in zip(self._tables, self._seq_lens):
             table += self.pool.allocate_many(blocks_for(length, self.pool.block_size) - len(table))
         self._settle(positions, new)
+        self._tell_tables()
         return self._key_positions
 
     def update(
@@ -157,19 +165,21 @@ class PagedCache(KVCache):
         # Share first: releasing could free a block that an heir still wants.
         tables = [fork(self.pool, self._tables[parent]) for parent in heirs]
         seq_lens = [self._seq_lens[parent] for parent in heirs]
-        self.release()
+        self._release_rows()
         own = [*self._tables, *([] for _ in heirs)][: len(heirs)]
         for table, blocks in zip(own, tables):
             table[:] = blocks
+        if len(own) != len(self._tables):
+            self._names = None  # they were the names of other rows
         self._tables, self._seq_lens = own, seq_lens
         self._settle_nothing_new()
+        self._tell_tables()
 
     def release(self) -> None:
         """Give back the blocks of all rows. The rows stay, empty."""
-        for table in self._tables:
-            release_all(self.pool, table)
-        self._seq_lens = [0] * len(self._tables)
+        self._release_rows()
         self._settle_nothing_new()
+        self._tell_tables()
 
     @property
     def num_blocks(self) -> int:
@@ -188,6 +198,16 @@ class PagedCache(KVCache):
         table[-1] = self.pool.copy(shared)
         self.pool.release(shared)
         return True
+
+    def _release_rows(self) -> None:
+        for table in self._tables:
+            release_all(self.pool, table)
+        self._seq_lens = [0] * len(self._tables)
+
+    def _tell_tables(self) -> None:
+        names = range(len(self._tables)) if self._names is None else self._names
+        tables = tuple(map(tuple, self._tables))
+        self._observer(TablesChanged(names=tuple(names), block_tables=tables, seq_lens=tuple(self._seq_lens)))
 
     def _settle_nothing_new(self) -> None:
         self._settle(torch.full((len(self._tables), 0), PAD), [[] for _ in self._tables])

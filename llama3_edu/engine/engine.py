@@ -14,7 +14,16 @@ from llama3_edu.engine.scheduler import Chunk, NoPrefixCache, Prefixes, Schedule
 from llama3_edu.engine.sequence import OnToken, Sequence
 from llama3_edu.engine.statistics import StepStatistics, Tally, memory_use
 from llama3_edu.engine.text import GrowingText
-from llama3_edu.events import Event, Observer, SequenceAdded, SequenceExtended, SequenceFinished, StepScheduled, ignore
+from llama3_edu.events import (
+    Event,
+    Observer,
+    SequenceAdded,
+    SequenceExtended,
+    SequenceFinished,
+    StepFinished,
+    StepScheduled,
+    ignore,
+)
 from llama3_edu.model import Llama
 from llama3_edu.positions import PAD, right_pad
 from llama3_edu.sampling import Choose, greedy
@@ -26,20 +35,22 @@ __all__ = ["Engine"]
 class Engine:
     """Runs requests side by side: they join and leave between steps, and share one pool of blocks.
 
-    What a request gets does not depend on what runs beside it, on the order of arrival, on the size of the pool or on how often it had to give
-    its blocks back: it is what `generate` returns for it alone, up to rounding in the last bits, where sums are added up in another
-    order. (With `bits`, keys and values are rounded block by block as they fill, and how a sequence was cut into steps shows.)
+    What a request gets does not depend on what runs beside it, on the order of arrival, on the size of the pool or on how often
+    it had to give its blocks back: it is what `generate` returns for it alone, up to rounding in the last bits, where sums are
+    added up in another order. (With `bits`, keys and values are rounded block by block as they fill, and how a sequence was cut
+    into steps shows.)
 
     Args:
         model: the model, where it is and in its own type of number.
         num_blocks: blocks of the pool.
         block_size: tokens per block.
         max_batch: sequences that run at once.
-        max_tokens_per_step: tokens computed per step. A longer prompt is computed in chunks, beside sequences that are further on.
+        max_tokens_per_step: tokens computed per step. A longer prompt is computed in chunks, beside sequences that are further
+            on.
         prefix_caching: keep the blocks of sequences that ended, for others that begin alike.
         bits: 8, 4 or 2: full blocks are quantised. None: numbers are kept as they come.
         observer: is told everything: what the pool, the prefix cache and the scheduler report, `SequenceAdded`, `StepScheduled`,
-            `SequenceExtended` and `SequenceFinished`.
+            `StepFinished`, `SequenceExtended` and `SequenceFinished`.
 
     Raises:
         ValueError: a size is below 1, or `bits` is another number.
@@ -109,8 +120,8 @@ class Engine:
             `refused`, and `refusal` says why.
 
         Raises:
-            ValueError: the prompt is empty or has an id outside the vocabulary, `max_new_tokens` is below 1, a stop string is empty, or there
-                is one and no tokenizer.
+            ValueError: the prompt is empty or has an id outside the vocabulary, `max_new_tokens` is below 1, a stop string is
+                empty, or there is one and no tokenizer.
         """
         prompt, stop_strings = [int(token_id) for token_id in token_ids], list(stop_strings)
         self._check(prompt, max_new_tokens)
@@ -131,9 +142,9 @@ class Engine:
     ) -> Sequence:
         """Return a second sequence that goes on from the same tokens by itself.
 
-        Forked before its prompt is computed, it is a parallel sample: the prompt is computed once and both choose their first token
-        from the same logits. Forked later, it is another ending of the same beginning. Blocks are shared, and copied where the two
-        come to write.
+        Forked before its prompt is computed, it is a parallel sample: the prompt is computed once and both choose their first
+        token from the same logits. Forked later, it is another ending of the same beginning. Blocks are shared, and copied where
+        the two come to write.
 
         Args:
             sequence: one that has not ended.
@@ -154,7 +165,7 @@ class Engine:
             choose=choose, stop_ids=sequence.stop_ids, salt=sequence.salt, on_token=on_token,
             growing_text=sequence.growing_text and sequence.growing_text.fork(),
         )  # fmt: skip
-        self._tell(SequenceAdded(sequence=child.id, num_tokens=len(child.token_ids)))
+        self._tell(SequenceAdded(sequence=child.id, num_tokens=len(child.token_ids), parent=sequence.id))
         if not self._refused(child):
             child.host = host
             host.forks.append(child)
@@ -200,6 +211,7 @@ class Engine:
         failures = [failure for chunk, row in zip(chunks, logits) for failure in self._extend(chunk.sequence, row)]
         waiting = len(self.scheduler.waiting)
         self.statistics.append(self._tally.take(step=step, running=running, waiting=waiting, memory=memory))
+        self._tell(StepFinished(step=step))
         if failures:
             raise failures[0]
 
@@ -258,7 +270,8 @@ class Engine:
         """Run the model over some chunks at once; afterwards, the blocks they filled can be found by others."""
         sequences = [chunk.sequence for chunk in chunks]
         firsts = [chunk.first for chunk in chunks]
-        cache = PagedCache(self.pool, [s.block_table for s in sequences], firsts, observer=self._observer)
+        tables, names = [s.block_table for s in sequences], [s.id for s in sequences]
+        cache = PagedCache(self.pool, tables, firsts, names=names, observer=self._observer)
         new = [c.sequence.token_ids[c.first : c.first + c.num_tokens] for c in chunks]
         tokens, positions = right_pad(new, device=self.model.device)
         starts = torch.tensor(firsts, device=positions.device)[:, None]
@@ -331,8 +344,8 @@ class Engine:
         if needed <= self.pool.num_blocks:
             return False
         sequence.refusal = (
-            f"{sequence.prompt_len} tokens and up to {sequence.max_new_tokens} more need {needed} blocks of {self.pool.block_size}; "
-            f"the pool has {self.pool.num_blocks}"
+            f"{sequence.prompt_len} tokens and up to {sequence.max_new_tokens} more need {needed} blocks "
+            f"of {self.pool.block_size}; the pool has {self.pool.num_blocks}"
         )
         sequence.finish("refused")
         self._tell(SequenceFinished(sequence=sequence.id, reason="refused", num_tokens=len(sequence.token_ids)))
