@@ -199,18 +199,20 @@ class Engine:
         Raises:
             Exception: what a request's own `choose` or `on_token` raised. That request has failed; the others are where the step
                 should have brought them, and the next step may be called.
+            RuntimeError: a request waits and not even it alone fits: somebody else holds blocks of the engine's pool.
         """
         chunks = self.scheduler.schedule()
         if not chunks:
+            self._check_nothing_waits()
             return
         step = next(self._steps)
         sequences, num_tokens = zip(*((chunk.sequence.id, chunk.num_tokens) for chunk in chunks))
         self._tell(StepScheduled(step=step, sequences=sequences, num_tokens=num_tokens))
-        logits = self._compute(chunks)
-        running, memory = len(self.scheduler.running), memory_use(self.pool, self.scheduler.running)
-        failures = [failure for chunk, row in zip(chunks, logits) for failure in self._extend(chunk.sequence, row)]
-        waiting = len(self.scheduler.waiting)
-        self.statistics.append(self._tally.take(step=step, running=running, waiting=waiting, memory=memory))
+        try:
+            failures = self._play(step, chunks)
+        except BaseException:
+            self._give_up_step()
+            raise
         self._tell(StepFinished(step=step))
         if failures:
             raise failures[0]
@@ -253,16 +255,28 @@ class Engine:
 
     # -- How --
 
+    def _play(self, step: int, chunks: list[Chunk]) -> list[Exception]:
+        """Compute a step's tokens and choose the next ones; return what went wrong in choosing."""
+        logits = self._compute(chunks)
+        running, memory = len(self.scheduler.running), memory_use(self.pool, self.scheduler.running)
+        failures = [failure for chunk, row in zip(chunks, logits) for failure in self._extend(chunk.sequence, row)]
+        waiting = len(self.scheduler.waiting)
+        self.statistics.append(self._tally.take(step=step, running=running, waiting=waiting, memory=memory))
+        return failures
+
+    def _give_up_step(self) -> None:
+        """Leave nothing half done behind an interrupt: whoever runs begins again from its tokens."""
+        for sequence in reversed(self.scheduler.running[:]):
+            if sequence.finished:
+                self._leave(sequence)
+            else:
+                self.scheduler.preempt(sequence)
+
     def _compute(self, chunks: list[Chunk]) -> list[Float[Tensor, "vocab_size"]]:
         """Run the model over all chunks; return, for each, the logits that follow its last token."""
         logits: dict[int, Tensor] = {}
-        try:
-            for rows in group([chunk.num_tokens for chunk in chunks]):
-                logits |= zip(rows, self._forward([chunks[row] for row in rows]))
-        except BaseException:  # an interrupt in a notebook too: half a forward is no forward
-            for sequence in reversed(self.scheduler.running[:]):
-                self.scheduler.preempt(sequence)
-            raise
+        for rows in group([chunk.num_tokens for chunk in chunks]):
+            logits |= zip(rows, self._forward([chunks[row] for row in rows]))
         return [logits[row] for row in range(len(chunks))]
 
     @torch.no_grad()
@@ -289,11 +303,12 @@ class Engine:
         """Choose the next token of a sequence and of those that part from it here; return what went wrong in doing so."""
         if sequence.finished or sequence.num_pending:
             return []  # ended or preempted by what another one's `on_token` did; or this was not its last chunk
-        children, sequence.forks = sequence.forks, []
-        for child in children:
-            child.host = None
-            self.scheduler.fork(sequence, child)
-        return [failure for each in (sequence, *children) for failure in self._choose(each, logits)]
+        family = [sequence]
+        while sequence.forks:
+            family.append(sequence.forks.pop(0))
+            family[-1].host = None
+            self.scheduler.fork(sequence, family[-1])
+        return [failure for each in family for failure in self._choose(each, logits)]
 
     def _choose(self, sequence: Sequence, logits: Float[Tensor, "vocab_size"]) -> list[Exception]:
         """Give a sequence its next token; return what its own functions raised. Then it has failed, and nobody else has."""
@@ -350,6 +365,11 @@ class Engine:
         sequence.finish("refused")
         self._tell(SequenceFinished(sequence=sequence.id, reason="refused", num_tokens=len(sequence.token_ids)))
         return True
+
+    def _check_nothing_waits(self) -> None:
+        if self.has_work:
+            first = self.scheduler.waiting[0]
+            raise RuntimeError(f"{first} does not fit although nothing runs: somebody else holds blocks of this engine's pool")
 
     def _check(self, prompt: list[int], max_new_tokens: int) -> None:
         if not prompt:

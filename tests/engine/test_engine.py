@@ -258,6 +258,48 @@ def test_an_interrupt_in_the_middle_of_a_forward_loses_nothing(layer: int) -> No
     assert tables_are_empty(engine)
 
 
+@pytest.mark.parametrize("where", ["choose", "on_token"])
+@pytest.mark.parametrize("which", [0, 1, 3])
+def test_an_interrupt_while_tokens_are_chosen_loses_nothing(where: str, which: int) -> None:
+    engine, calls = engine_of(), []
+
+    def interrupt_once(row: int, result: object = None) -> None:
+        calls.append(row)
+        if calls.count(which) == 3 and row == which:
+            raise KeyboardInterrupt
+
+    def wish(row: int) -> dict[str, object]:
+        def choose(logits: Tensor) -> Tensor:
+            interrupt_once(row)
+            return greedy(logits)
+
+        return {"choose": choose} if where == "choose" else {"on_token": lambda token_id: interrupt_once(row), "choose": greedy}
+
+    sequences = [engine.add(prompt_of(5, seed=row), max_new_tokens=3 + row, **wish(row)) for row in range(3)]
+    sequences.append(engine.fork(sequences[2], **wish(3)))
+    with pytest.raises(KeyboardInterrupt):
+        engine.run()
+    assert engine.pool.num_used == len(engine.prefix.blocks)
+    engine.run()
+    for row, sequence in enumerate(sequences):
+        assert sequence.token_ids == alone(prompt_of(5, seed=min(row, 2)), 3 + min(row, 2))
+    assert tables_are_empty(engine)
+
+
+def test_blocks_that_somebody_else_holds_do_not_hang_it() -> None:
+    engine = engine_of(num_blocks=3)
+    blocks = engine.pool.allocate_many(2)
+    sequence = engine.add(prompt_of(5), max_new_tokens=2)
+    with pytest.raises(
+        RuntimeError, match=r"Sequence\(id=0, .*\) does not fit although nothing runs: somebody else holds blocks"
+    ):
+        engine.run()
+    for block in blocks:
+        engine.pool.release(block)
+    engine.run()
+    assert sequence.token_ids == alone(prompt_of(5), 2)
+
+
 def test_a_preempted_sequence_goes_on_where_it_was() -> None:
     engine = engine_of()
     sequence = engine.add(prompt_of(9), max_new_tokens=9)

@@ -116,7 +116,7 @@ MUTANTS = [
     Mutant(
         "an interrupt leaves half a forward behind",
         Engine,
-        "_compute",
+        "_give_up_step",
         "self.scheduler.preempt(sequence)",
         "pass",
         of(test_engine.test_an_interrupt_in_the_middle_of_a_forward_loses_nothing, 1),
