@@ -28,3 +28,5 @@ from llama3_edu.rope import rope_angles, rope_frequencies, rotate
 from llama3_edu.sampling import greedy, sampler
 from llama3_edu.tokenizer import Tokenizer
 from llama3_edu.trace import Trace, growth_frames, recompute_frames
+from llama3_edu.trace_blocks import beam_frames, block_frames
+from llama3_edu.trace_schedule import schedule_frames

@@ -200,7 +200,7 @@ class TablesChanged(Event):
     """A paged cache made room for new tokens, reordered its rows, or gave them back.
 
     Args:
-        names: what each row is called: its number, or that of the sequence it belongs to.
+        names: what each row is called: its number, or that of the sequence it belongs to. Rows that are no more come last.
         block_tables: for each row, the blocks that hold its tokens, in order.
         seq_lens: for each row, the tokens it has room for from now on.
     """

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 
 LEVELS = (
     ("config", "positions", "events"),
-    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace"),
+    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule"),
     ("cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix", "cache.paged", "cache"),
     ("model", "checkpoint"),
     (

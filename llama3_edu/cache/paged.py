@@ -29,6 +29,7 @@ class PagedCache(KVCache):
         block_tables: for each row, the blocks that hold its tokens, in order. The lists are changed in place.
         seq_lens: tokens held, per row. None: every row is empty.
         names: what to call each row in what is reported, where rows are sequences with numbers of their own. None: 0, 1, 2, …
+            A row that `reorder` adds gets the next number.
         observer: is told `TablesChanged` when rows grow or change places, and `KeysStored` for every layer of every forward. What
             happens to blocks is told by the pool.
 
@@ -55,7 +56,7 @@ class PagedCache(KVCache):
         self._check_tables()
         self._num_copied = 0
         self._settle_nothing_new()
-        self._names = names
+        self._names = list(range(len(block_tables)) if names is None else names)
         self._observer = observer
 
     @property
@@ -169,11 +170,12 @@ class PagedCache(KVCache):
         own = [*self._tables, *([] for _ in heirs)][: len(heirs)]
         for table, blocks in zip(own, tables):
             table[:] = blocks
-        if len(own) != len(self._tables):
-            self._names = None  # they were the names of other rows
         self._tables, self._seq_lens = own, seq_lens
         self._settle_nothing_new()
-        self._tell_tables()
+        next_name = max(self._names) + 1
+        names = [*self._names, *range(next_name, next_name + len(own))]
+        self._names, gone = names[: len(own)], self._names[len(own) :]
+        self._tell_tables(gone)
 
     def release(self) -> None:
         """Give back the blocks of all rows. The rows stay, empty."""
@@ -204,10 +206,16 @@ class PagedCache(KVCache):
             release_all(self.pool, table)
         self._seq_lens = [0] * len(self._tables)
 
-    def _tell_tables(self) -> None:
-        names = range(len(self._tables)) if self._names is None else self._names
-        tables = tuple(map(tuple, self._tables))
-        self._observer(TablesChanged(names=tuple(names), block_tables=tables, seq_lens=tuple(self._seq_lens)))
+    def _tell_tables(self, gone: Sequence[int] = ()) -> None:
+        """Report all rows, and behind them those that are no more."""
+        tables, nothing = map(tuple, self._tables), [()] * len(gone)
+        self._observer(
+            TablesChanged(
+                names=(*self._names, *gone),
+                block_tables=(*tables, *nothing),
+                seq_lens=(*self._seq_lens, *map(len, nothing)),
+            )
+        )
 
     def _settle_nothing_new(self) -> None:
         self._settle(torch.full((len(self._tables), 0), PAD), [[] for _ in self._tables])
