@@ -162,7 +162,7 @@ class _Pool:
         if not table:
             del self.tables[name], self.seq_lens[name]
         for index, block in enumerate(table):
-            self.filled[block] = max(self.filled[block], min(self.block_size, num_tokens - index * self.block_size))
+            self.filled[block] = min(self.block_size, num_tokens - index * self.block_size)
 
     def _move_sequence(self, event: Event) -> _Told | None:
         if isinstance(event, SequenceAdmitted):

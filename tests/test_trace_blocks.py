@@ -23,6 +23,7 @@ from llama3_edu.events import (
     BlockShared,
     Event,
     PrefixReused,
+    SequenceAdmitted,
     StepFinished,
     TablesChanged,
 )
@@ -116,6 +117,7 @@ def test_every_step_has_the_counts_the_pool_had():
     for step in steps:
         assert sorted(step["free"]) == [block for block, count in enumerate(step["ref_counts"]) if not count]
         assert step["shared"] == [block for block, count in enumerate(step["ref_counts"]) if count > 1]
+        assert all(step["filled"][block] == 0 for block in step["free"])
 
 
 def test_free_blocks_stand_in_the_order_they_are_taken():
@@ -352,6 +354,33 @@ def test_the_blocks_of_an_engine_can_be_followed_too(seed: int):
     for step in frames["steps"]:
         named = {table["name"]: table["num_tokens"] for table in step["tables"]}
         assert set(named) <= {sequence.id for sequence in requests.sequences}
+        assert all(len(table["blocks"]) == -(-table["num_tokens"] // 3) for table in step["tables"])
+    admitted = [step["tables"] for step in frames["steps"] if step["what"] == "admitted"]
+    for event, tables in zip(requests.trace.of(SequenceAdmitted), admitted, strict=True):
+        assert {table["name"]: table["num_tokens"] for table in tables}.get(event.sequence, 0) == event.num_cached
+
+
+def test_forks_wait_for_the_one_they_part_from_and_the_first_takes_its_place():
+    trace = le.Trace()
+    engine = le.Engine(MODEL, num_blocks=9, block_size=3, max_tokens_per_step=2, observer=trace)
+    first = engine.add([1, 2, 3, 4, 5, 6, 7, 8], max_new_tokens=2)
+    second = engine.fork(first, choose=le.greedy)
+    third = engine.fork(second, choose=le.greedy)
+    fourth = engine.fork(third, choose=le.greedy)
+    for ended in (None, second, first):
+        if ended is not None:
+            engine.cancel(ended)
+        engine.step()
+    engine.run()
+    frames = le.schedule_frames(trace)
+    assert [step["states"] for step in frames["steps"][:3]] == [
+        ["prefill", "attached", "attached", "attached"],
+        ["prefill", "finished", "attached", "attached"],
+        ["finished", "finished", "prefill", "attached"],
+    ]
+    assert [request["parent"] for request in frames["requests"]] == [None, 0, 1, 2]
+    assert [request["reason"] for request in frames["requests"]] == ["cancelled", "cancelled", "length", "length"]
+    assert third.token_ids == fourth.token_ids
 
 
 def test_a_step_that_an_error_broke_off_is_left_out(monkeypatch: pytest.MonkeyPatch):
