@@ -130,11 +130,11 @@ class _Pool:
         if isinstance(event, BlockAllocated):
             self.free.remove(block)
             self.filled[block] = 0
-            return "allocated", block, None, f"Block {block} is taken from the free list; {len(self.free)} are left."
+            return "allocated", block, None, f"Block {block} is taken from the free list. Free blocks left: {len(self.free)}."
         if isinstance(event, BlockFreed):
             self.free.append(block)
             self.filled[block] = 0
-            return "freed", block, None, f"Block {block} loses its last holder and is free again; {len(self.free)} are free."
+            return "freed", block, None, f"Block {block} loses its last holder and goes back to the free list. Free blocks: {len(self.free)}."
         what, does = ("shared", "gains") if isinstance(event, BlockShared) else ("released", "loses")
         return what, block, None, f"Block {block} {does} a holder and has {event.ref_count}."
 
@@ -268,7 +268,7 @@ def _text(token_id: int, tokenizer: HasPieces | None) -> str:
 def _beam_summary(index: int, step: Mapping[str, Any]) -> str:
     tokens = ", ".join(quoted(beam["token"]) for beam in step["beams"])
     summary = f"Step {index + 1}: "
-    summary += f"{counted(len(step['beams']), 'beam')} to go on, with {tokens}. " if step["beams"] else "The search ends. "
+    summary += f"{counted(len(step['beams']), 'beam')} kept, with {tokens}. " if step["beams"] else "The search ends. "
     if step["ended"]:
         summary += f"{counted(len(step['ended']), 'beam')} ended. "
     if step["closed"]:
