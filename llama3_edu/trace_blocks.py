@@ -134,7 +134,7 @@ class _Pool:
         if isinstance(event, BlockFreed):
             self.free.append(block)
             self.filled[block] = 0
-            return "freed", block, None, f"Block {block} loses its last holder and goes back to the free list. Free blocks: {len(self.free)}."
+            return "freed", block, None, f"Block {block} loses its last holder and is free again. Free blocks: {len(self.free)}."
         what, does = ("shared", "gains") if isinstance(event, BlockShared) else ("released", "loses")
         return what, block, None, f"Block {block} {does} a holder and has {event.ref_count}."
 
