@@ -1,14 +1,16 @@
 """What every cache promises, and the cache that keeps nothing."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llama3_edu.events import KeysStored, Observer
 from llama3_edu.positions import PAD
 
-__all__ = ["KVCache", "NoCache", "lengths"]
+__all__ = ["KVCache", "NoCache", "RowCache", "lengths"]
 
 
 class KVCache(ABC):
@@ -95,6 +97,58 @@ class NoCache(KVCache):
         pass
 
 
+class RowCache(KVCache):
+    """What all caches that keep something share: the rows' lengths, on the host, and the report of what was stored.
+
+    Args:
+        seq_lens: tokens held at the start, per row.
+        observer: is told `KeysStored` for every layer of every forward.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+
+    def __init__(self, seq_lens: Sequence[int], *, observer: Observer) -> None:
+        if not seq_lens:
+            raise ValueError("batch should be at least 1; it is 0 or less")
+        self._seq_lens = list(seq_lens)
+        self._new: list[list[int]] = [[] for _ in seq_lens]
+        self._observer = observer
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where keys and values are kept."""
+
+    @property
+    def seq_lens(self) -> Int[Tensor, "batch"]:
+        return torch.tensor(self._seq_lens, dtype=torch.long, device=self.device)
+
+    def _check_room(self, new: list[list[int]], max_seq_len: int) -> None:
+        for row, (held, more) in enumerate(zip(self._seq_lens, new)):
+            if held + len(more) > max_seq_len:
+                raise ValueError(
+                    f"the cache has room for {max_seq_len} tokens per row; row {row} holds {held} and was given {len(more)} more"
+                )
+
+    def _grow(self, new: list[list[int]]) -> None:
+        """Count new tokens as held."""
+        self._new = new
+        self._seq_lens = [held + len(row) for held, row in zip(self._seq_lens, new)]
+
+    def _report(self, layer: int, *, bytes_copied: int = 0) -> None:
+        """Tell that a layer's new keys and values are stored."""
+        self._observer(
+            KeysStored(
+                layer=layer,
+                positions=tuple(map(tuple, self._new)),
+                seq_lens=tuple(self._seq_lens),
+                nbytes=self.nbytes,
+                bytes_copied=bytes_copied,
+            )
+        )
+
+
 def lengths(cache: KVCache, batch: int) -> Int[Tensor, "batch"]:
     """Return how many tokens the cache holds for each row of a batch.
 
@@ -143,12 +197,6 @@ def checked_parents(parents: Int[Tensor, "new_batch"], rows: int) -> list[int]:
         if not 0 <= parent < rows:
             raise IndexError(f"the cache holds rows 0 to {rows - 1}; one of the parents is {parent}")
     return parents.tolist()
-
-
-def check_batch(batch: int) -> None:
-    """Raise ValueError unless a cache is asked for with at least one row."""
-    if batch < 1:
-        raise ValueError(f"batch should be at least 1; it is {batch}")
 
 
 def _short(positions: list[int]) -> str:

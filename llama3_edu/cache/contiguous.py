@@ -4,15 +4,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llama3_edu.cache.base import KVCache, check_batch, check_fits, checked_parents, continued
+from llama3_edu.cache.base import RowCache, check_fits, checked_parents, continued
 from llama3_edu.config import LlamaConfig
-from llama3_edu.events import KeysStored, Observer, ignore
+from llama3_edu.events import Observer, ignore
 from llama3_edu.positions import PAD
 
 __all__ = ["ContiguousCache"]
 
 
-class ContiguousCache(KVCache):
+class ContiguousCache(RowCache):
     """Keeps keys and values in one tensor of `max_seq_len` slots per row; the token at position p of a row lives in slot p.
 
     Nothing is moved when a token arrives, and `update` hands back views: nothing is gathered either. What it costs is
@@ -40,20 +40,17 @@ class ContiguousCache(KVCache):
         dtype: torch.dtype | None = None,
         observer: Observer = ignore,
     ) -> None:
-        check_batch(batch)
+        super().__init__([0] * batch, observer=observer)
         slots = config.max_seq_len if max_seq_len is None else max_seq_len
         if slots < 1:
             raise ValueError(f"max_seq_len should be at least 1; it is {slots}")
         shape = (config.n_layers, 2, batch, slots, config.n_kv_heads, config.head_dim)
         self._storage = torch.empty(shape, device=device, dtype=dtype)
-        self._seq_lens = [0] * batch
-        self._new: list[list[int]] = []
         self._destination: tuple[Tensor, Tensor, Tensor] | None = None
-        self._observer = observer
 
     @property
-    def seq_lens(self) -> Int[Tensor, "batch"]:
-        return torch.tensor(self._seq_lens, dtype=torch.long, device=self._storage.device)
+    def device(self) -> torch.device:
+        return self._storage.device
 
     @property
     def nbytes(self) -> int:
@@ -66,9 +63,8 @@ class ContiguousCache(KVCache):
 
     def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch kv_len"]:
         new = continued(positions, self._seq_lens)
-        self._check_room(new)
-        self._new = new
-        self._seq_lens = [held + len(row) for held, row in zip(self._seq_lens, new)]
+        self._check_room(new, self.max_seq_len)
+        self._grow(new)
         kv_len = max(self._seq_lens)
         slots = torch.arange(kv_len, device=self._storage.device)
         if min(self._seq_lens) == kv_len and min(map(len, new)) == positions.shape[1]:
@@ -96,29 +92,13 @@ class ContiguousCache(KVCache):
             rows, columns, slots = self._destination
             keys[rows, slots] = k[rows, columns]
             values[rows, slots] = v[rows, columns]
-        self._observer(
-            KeysStored(
-                layer=layer,
-                positions=tuple(map(tuple, self._new)),
-                seq_lens=tuple(self._seq_lens),
-                nbytes=self.nbytes,
-                bytes_copied=0,
-            )
-        )
+        self._report(layer)
         return keys[:, :kv_len], values[:, :kv_len]
 
     def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
         heirs = checked_parents(parents, len(self._seq_lens))
         self._seq_lens = [self._seq_lens[parent] for parent in heirs]
         self._storage = self._storage.index_select(2, parents.to(self._storage.device))
-
-    def _check_room(self, new: list[list[int]]) -> None:
-        for row, (held, more) in enumerate(zip(self._seq_lens, new)):
-            if held + len(more) > self.max_seq_len:
-                raise ValueError(
-                    f"the cache has room for {self.max_seq_len} tokens per row; "
-                    f"row {row} holds {held} and was given {len(more)} more"
-                )
 
     def _scatter(self, positions: Int[Tensor, "batch new_len"]) -> tuple[Tensor, Tensor, Tensor]:
         """Where each real token comes from, row and column, and the slot it goes to."""

@@ -4,14 +4,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llama3_edu.cache.base import KVCache, check_batch, check_fits, checked_parents, continued
+from llama3_edu.cache.base import RowCache, check_fits, checked_parents, continued
 from llama3_edu.config import LlamaConfig
-from llama3_edu.events import KeysStored, Observer, ignore
+from llama3_edu.events import Observer, ignore
 
 __all__ = ["GrowingCache"]
 
 
-class GrowingCache(KVCache):
+class GrowingCache(RowCache):
     """Keeps keys and values in tensors that are concatenated with what is new, and so copied whole at every step.
 
     Nothing is ever allocated ahead. Padding columns are kept like tokens and cost as much.
@@ -36,26 +36,22 @@ class GrowingCache(KVCache):
         dtype: torch.dtype | None = None,
         observer: Observer = ignore,
     ) -> None:
-        check_batch(batch)
+        super().__init__([0] * batch, observer=observer)
         empty = torch.empty(batch, 0, config.n_kv_heads, config.head_dim, device=device, dtype=dtype)
         self._keys = [empty] * config.n_layers
         self._values = [empty] * config.n_layers
         self._key_positions = torch.empty(batch, 0, dtype=torch.long, device=device)
-        self._seq_lens = [0] * batch
-        self._new: list[list[int]] = []
-        self._observer = observer
 
     @property
-    def seq_lens(self) -> Int[Tensor, "batch"]:
-        return torch.tensor(self._seq_lens, dtype=torch.long, device=self._key_positions.device)
+    def device(self) -> torch.device:
+        return self._key_positions.device
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
 
     def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch kv_len"]:
-        self._new = continued(positions, self._seq_lens)
-        self._seq_lens = [held + len(new) for held, new in zip(self._seq_lens, self._new)]
+        self._grow(continued(positions, self._seq_lens))
         self._key_positions = torch.cat((self._key_positions, positions.to(self._key_positions.device)), dim=1)
         return self._key_positions
 
@@ -69,15 +65,7 @@ class GrowingCache(KVCache):
         check_fits(old_k, k, v)
         self._keys[layer] = torch.cat((old_k, k.detach()), dim=1)
         self._values[layer] = torch.cat((old_v, v.detach()), dim=1)
-        self._observer(
-            KeysStored(
-                layer=layer,
-                positions=tuple(map(tuple, self._new)),
-                seq_lens=tuple(self._seq_lens),
-                nbytes=self.nbytes,
-                bytes_copied=old_k.nbytes + old_v.nbytes,
-            )
-        )
+        self._report(layer, bytes_copied=old_k.nbytes + old_v.nbytes)
         return self._keys[layer], self._values[layer]
 
     def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llama3_edu.cache.base import KVCache, check_batch, checked_parents, continued
+from llama3_edu.cache.base import RowCache, checked_parents, continued
 from llama3_edu.cache.blocks import BlockPool, blocks_for, fork, release_all
 from llama3_edu.cache.store import Writes
-from llama3_edu.events import KeysStored, Observer, TablesChanged, ignore
+from llama3_edu.events import Observer, TablesChanged, ignore
 from llama3_edu.positions import PAD, causal_mask
 
 __all__ = ["PagedCache", "paged_attention"]
 
 
-class PagedCache(KVCache):
+class PagedCache(RowCache):
     """Rows of tokens in the blocks of a pool: position p lives in block `block_table[p // block_size]`, slot `p % block_size`.
 
     A view, cheap to make anew for every step. The block tables belong to the sequences: `reserve` appends to them and
@@ -47,21 +47,19 @@ class PagedCache(KVCache):
         names: Sequence[int] | None = None,
         observer: Observer = ignore,
     ) -> None:
-        check_batch(len(block_tables))
+        super().__init__([0] * len(block_tables) if seq_lens is None else seq_lens, observer=observer)
         if names is not None and len(names) != len(block_tables):
             raise ValueError(f"every row needs a name; there are {len(block_tables)} rows and {len(names)} names")
         self.pool = pool
         self._tables = list(block_tables)
-        self._seq_lens = [0] * len(block_tables) if seq_lens is None else list(seq_lens)
         self._check_tables()
         self._num_copied = 0
         self._settle_nothing_new()
         self._names = list(range(len(block_tables)) if names is None else names)
-        self._observer = observer
 
     @property
-    def seq_lens(self) -> Int[Tensor, "batch"]:
-        return torch.tensor(self._seq_lens, dtype=torch.long, device=self.pool.device)
+    def device(self) -> torch.device:
+        return self.pool.device
 
     @property
     def nbytes(self) -> int:
@@ -122,15 +120,7 @@ class PagedCache(KVCache):
         self.pool.store.check_fits(k, v)
         rows, columns = self._real
         self.pool.store.write(layer, self._writes, k[rows, columns], v[rows, columns])
-        self._observer(
-            KeysStored(
-                layer=layer,
-                positions=tuple(map(tuple, self._new)),
-                seq_lens=tuple(self._seq_lens),
-                nbytes=self.nbytes,
-                bytes_copied=self._num_copied * self.pool.block_nbytes // self.pool.config.n_layers,
-            )
-        )
+        self._report(layer, bytes_copied=self._num_copied * self.pool.block_nbytes // self.pool.config.n_layers)
 
     def read(
         self, layer: int

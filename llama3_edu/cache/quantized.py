@@ -4,16 +4,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llama3_edu.cache.base import KVCache, check_batch, checked_parents, continued
+from llama3_edu.cache.base import RowCache, checked_parents, continued
 from llama3_edu.cache.store import QuantizedStore
 from llama3_edu.config import LlamaConfig
-from llama3_edu.events import KeysStored, Observer, ignore
+from llama3_edu.events import Observer, ignore
 from llama3_edu.positions import PAD
 
 __all__ = ["QuantizedCache"]
 
 
-class QuantizedCache(KVCache):
+class QuantizedCache(RowCache):
     """Keeps each row's tokens in groups of `group_size`, and rounds a group to `bits` bits once it is full.
 
     Keys share a scale and a zero per channel and group of tokens; values per token and group of channels: see
@@ -52,7 +52,7 @@ class QuantizedCache(KVCache):
         dtype: torch.dtype | None = None,
         observer: Observer = ignore,
     ) -> None:
-        check_batch(batch)
+        super().__init__([0] * batch, observer=observer)
         max_seq_len = config.max_seq_len if max_seq_len is None else max_seq_len
         for name, value, least in (("max_seq_len", max_seq_len, 1), ("group_size", group_size, 1), ("residual", residual, 0)):
             if value < least:
@@ -65,13 +65,10 @@ class QuantizedCache(KVCache):
             config, num_blocks=batch * self._groups_per_row, block_size=group_size, bits=bits, group_size=group_size,
             open_blocks=batch * open_per_row, device=device, dtype=dtype,
         )  # fmt: skip
-        self._seq_lens = [0] * batch
-        self._new: list[list[int]] = [[] for _ in range(batch)]
-        self._observer = observer
 
     @property
-    def seq_lens(self) -> Int[Tensor, "batch"]:
-        return torch.tensor(self._seq_lens, dtype=torch.long, device=self._store.device)
+    def device(self) -> torch.device:
+        return self._store.device
 
     @property
     def nbytes(self) -> int:
@@ -99,14 +96,14 @@ class QuantizedCache(KVCache):
 
     def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch kv_len"]:
         new = continued(positions, self._seq_lens)
-        self._check_room(new)
-        before, after = self._seq_lens, [held + len(row) for held, row in zip(self._seq_lens, new)]
-        self._new, self._seq_lens = new, after
+        self._check_room(new, self.max_seq_len)
+        before = self._seq_lens
+        self._grow(new)
         positions = positions.to(self._store.device)
         rows, columns = self._real = (positions != PAD).nonzero(as_tuple=True)
         slots = rows * self._groups_per_row * self.group_size + positions[rows, columns]
-        self._writes = self._store.plan(slots, closing=self._closing(before, after))
-        kv_len = max(after)
+        self._writes = self._store.plan(slots, closing=self._closing(before, self._seq_lens))
+        kv_len = max(self._seq_lens)
         first_groups = torch.arange(len(new), device=slots.device)[:, None] * self._groups_per_row
         self._groups = first_groups + torch.arange(-(-kv_len // self.group_size), device=slots.device)
         keys = torch.arange(kv_len, device=slots.device)
@@ -121,15 +118,7 @@ class QuantizedCache(KVCache):
         self._store.check_fits(k, v)
         rows, columns = self._real
         self._store.write(layer, self._writes, k[rows, columns], v[rows, columns])
-        self._observer(
-            KeysStored(
-                layer=layer,
-                positions=tuple(map(tuple, self._new)),
-                seq_lens=tuple(self._seq_lens),
-                nbytes=self.nbytes,
-                bytes_copied=0,
-            )
-        )
+        self._report(layer)
         k_all, v_all = self._store.read(layer, self._groups)
         kv_len = max(self._seq_lens)
         return k_all[:, :kv_len], v_all[:, :kv_len]
@@ -150,11 +139,3 @@ class QuantizedCache(KVCache):
             for row, (old, new) in enumerate(zip(before, after))
             for group in range(self._groups_closed(old), self._groups_closed(new))
         ]
-
-    def _check_room(self, new: list[list[int]]) -> None:
-        for row, (held, more) in enumerate(zip(self._seq_lens, new)):
-            if held + len(more) > self.max_seq_len:
-                raise ValueError(
-                    f"the cache has room for {self.max_seq_len} tokens per row; "
-                    f"row {row} holds {held} and was given {len(more)} more"
-                )
