@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 
 LEVELS = (
     ("config", "positions", "events"),
-    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace"),
+    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "sizes"),
     ("cache.base", "cache.growing", "cache.contiguous", "cache"),
     ("model", "checkpoint"),
     ("generate", "probe", "frames"),
@@ -20,6 +20,7 @@ LEVELS = (
         "plots",
         "widgets.schema", "widgets.base",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
+        "widgets.head_groups", "widgets.memory_calculator",
         "widgets",
     ),
 )  # fmt: skip
