@@ -23,9 +23,9 @@ class Card:
     memory_bytes: int
 
 
-# The labels are those of the makers' data sheets (nvidia.com: T4, GeForce RTX 4090, A100, H100 SXM, H200). A label says GB and means
-# 2^30 bytes: to CUDA, an RTX 4090 has 24,564 MiB and an A100 of 80 GB has 85,198,045,184 bytes, both more than the label times 10^9.
-# What the card or the driver keeps for itself is not taken off here.
+# The labels are those of the maker's data sheets (nvidia.com: T4, GeForce RTX 4090, A100, H100 SXM, H200). A label says GB and
+# means 2^30 bytes: to CUDA, an RTX 4090 has 24,564 MiB and an A100 of 80 GB has 85,198,045,184 bytes, both more than the label
+# times 10^9. What the card or the driver keeps for itself is not taken off here.
 CARDS = tuple(
     Card(f"{name} {size} GB", size * 2**30)
     for name, size in (("T4", 16), ("RTX 4090", 24), ("A100", 40), ("A100", 80), ("H100", 80), ("H200", 141))
@@ -79,9 +79,9 @@ def head_group_frames(config: LlamaConfig, *, bits: int = 16, name: str | None =
         name: what to call the model; what `model_name` knows, or `this model`, where it is left out.
 
     Returns:
-        `model` (its name), `n_layers`, `n_heads`, `head_dim`, `bits`, `own` (the model's own number of KV heads) and `steps`, one per
-        divisor of `n_heads`, most KV heads first; a step holds `n_kv_heads`, `n_rep`, its `kind` (MHA, GQA or MQA), `groups` (for each
-        query head, the KV head it reads) and the `bytes_per_token` of its cache.
+        `model` (its name), `n_layers`, `n_heads`, `head_dim`, `bits`, `own` (the model's own number of KV heads) and `steps`, one
+        per divisor of `n_heads`, most KV heads first; a step holds `n_kv_heads`, `n_rep`, its `kind` (MHA, GQA or MQA), `groups`
+        (for each query head, the KV head it reads) and the `bytes_per_token` of its cache.
     """
     name = name or model_name(config) or "this model"
     divisors = [heads for heads in range(config.n_heads, 0, -1) if config.n_heads % heads == 0]
@@ -105,8 +105,8 @@ def calculator_frames(models: Mapping[str, LlamaConfig] = PRESETS, cards: tuple[
 
     Returns:
         `models` (`name`, `parameters`, `n_layers`, `n_kv_heads`, `head_dim`, `kv_elements` per token and `max_seq_len`),
-        `cards` (`name` and `bytes`), `weight_bits`, `kv_bits` and `steps`, one per question: its `name`, the values it starts from
-        (`model` and `card` as indices), and a `summary` that `llama3_edu.memory` worked out.
+        `cards` (`name` and `bytes`), `weight_bits`, `kv_bits` and `steps`, one per question: its `name`, the values it starts
+        from (`model` and `card` as indices), and a `summary` that `llama3_edu.memory` worked out.
 
     Raises:
         ValueError: no question to start from has its model and its card among those given.
@@ -115,7 +115,8 @@ def calculator_frames(models: Mapping[str, LlamaConfig] = PRESETS, cards: tuple[
     starts = [start for start in _STARTS if start.model in models and start.card in names]
     if not starts:
         wanted = ", ".join(f"{start.model} on {start.card}" for start in _STARTS)
-        raise ValueError(f"the calculator starts from one of {wanted}; it was given {', '.join(models)} and {', '.join(names)}")
+        given = f"{', '.join(models)} and {', '.join(names)}"
+        raise ValueError(f"the calculator starts from one of {wanted}; it was given {given}")
     return {
         "models": [_model_row(preset, config) for preset, config in models.items()],
         "cards": [{"name": card.name, "bytes": card.memory_bytes} for card in cards],
@@ -148,13 +149,13 @@ def _group_step(config: LlamaConfig, n_kv_heads: int, bits: int, name: str) -> d
 
 def _group_summary(step: dict[str, Any], config: LlamaConfig, bits: int, name: str) -> str:
     n_heads, n_kv_heads, n_rep = config.n_heads, step["n_kv_heads"], step["n_rep"]
-    most = kv_bytes_per_token(replace(config, n_kv_heads=n_heads), bits=bits)
     size = step["bytes_per_token"]
     shared = "each query head has its own" if n_rep == 1 else f"each is read by {n_rep} query heads"
-    share = "" if n_rep == 1 else f", 1/{most // size} of what MHA keeps" if most % size == 0 else ", less than MHA keeps"
+    share = "" if n_rep == 1 else f", 1/{n_rep} of what MHA keeps"
     own = f" This is what {name} does." if n_kv_heads == config.n_kv_heads else ""
     query_heads, kv_heads = _count(n_heads, "query head"), _count(n_kv_heads, "KV head")
-    return f"{step['kind']}: {query_heads}, {kv_heads}; {shared}. The cache keeps {size:,} bytes per token ({format_bytes(size)}){share}.{own}"
+    kept = f"The cache keeps {size:,} bytes per token ({format_bytes(size)}){share}."
+    return f"{step['kind']}: {query_heads}, {kv_heads}; {shared}. {kept}{own}"
 
 
 def _model_row(preset: str, config: LlamaConfig) -> dict[str, Any]:
@@ -210,8 +211,7 @@ def _sized(nbytes: int) -> str:
 
 
 def _decimal(nbytes: int, unit: int) -> str:
-    """A size in a unit: three decimals below ten, two from there on, rounded half up from the exact integer."""
-    digits = 3 if nbytes < 10 * unit else 2
-    thousandths = (2 * nbytes * 10**digits + unit) // (2 * unit)
-    whole, rest = divmod(thousandths, 10**digits)
-    return f"{whole:,}.{rest:0{digits}d}"
+    """A size in a unit: three decimals below 10, two below 1,000, none from there on, rounded half up from the exact integer."""
+    digits = 3 if nbytes < 10 * unit else 2 if nbytes < 1000 * unit else 0
+    whole, rest = divmod((2 * nbytes * 10**digits + unit) // (2 * unit), 10**digits)
+    return f"{whole:,}.{rest:0{digits}d}" if digits else f"{whole:,}"

@@ -1,4 +1,4 @@
-"""Frames made from shapes alone: groups as attention has them, bytes as caches have them, questions as the arithmetic answers them."""
+"""Frames made from shapes alone: groups as attention has them, bytes as caches have them, questions as `memory` answers them."""
 
 import json
 import re
@@ -119,7 +119,8 @@ def test_a_question_is_asked_only_where_its_model_and_its_card_are_there() -> No
     only = {"llama3-8b": PRESETS["llama3-8b"]}
     frames = le.calculator_frames(only)
     assert {step["model"] for step in frames["steps"]} == {0} and len(frames["steps"]) == 2
-    with pytest.raises(ValueError, match=r"starts from one of llama3-8b on RTX 4090 24 GB, .*; it was given llama3-8b and T4 16 GB"):
+    message = r"starts from one of llama3-8b on RTX 4090 24 GB, .*; it was given llama3-8b and T4 16 GB"
+    with pytest.raises(ValueError, match=message):
         le.calculator_frames(only, CARDS[:1])
 
 

@@ -62,8 +62,9 @@ function headGroups(frames, { go }) {
 
   // Names of heads where there is room for them: of every one, or of every second, fourth, …
   function named(count, room) {
+    const needed = [11, 17, 24][String(count - 1).length - 1] || 30;
     let every = 1;
-    while (every * room < 17 && every < count) every *= 2;
+    while (every * room < needed && every < count) every *= 2;
     return (index) => index % every === 0;
   }
 

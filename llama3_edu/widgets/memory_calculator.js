@@ -1,7 +1,7 @@
 // A form and its answer: what a model's weights and its cache take on a card. Every size is a BigInt, so that nothing is rounded before it is shown.
 
-const CONTEXT = { field: "seq_len", least: 1, most: 16777216, powers: 17 };
-const BATCH = { field: "batch", least: 1, most: 65536, powers: 10 };
+const CONTEXT = { field: "seq_len", least: 1, most: 1048576, powers: 20 };
+const BATCH = { field: "batch", least: 1, most: 1024, powers: 10 };
 
 const bytesOf = (elements, bits) => (elements * BigInt(bits) + 7n) / 8n;
 
@@ -19,11 +19,12 @@ function memoryOf(model, card, { seq_len: seqLen, batch, weight_bits: weightBits
   };
 }
 
-// A size in a unit: three decimals below ten, two from there on, rounded half up from the exact integer.
-function decimal(bytes, unit, digits = bytes < 10n * unit ? 3 : 2) {
+// A size in a unit: three decimals below 10, two below 1,000, none from there on, rounded half up from the exact integer.
+function decimal(bytes, unit) {
+  const digits = bytes < 10n * unit ? 3 : bytes < 1000n * unit ? 2 : 0;
   const scale = 10n ** BigInt(digits);
   const scaled = (2n * bytes * scale + unit) / (2n * unit);
-  return `${grouped(scaled / scale)}.${String(scaled % scale).padStart(digits, "0")}`;
+  return grouped(scaled / scale) + (digits ? `.${String(scaled % scale).padStart(digits, "0")}` : "");
 }
 
 const GB = 10n ** 9n;
@@ -136,7 +137,8 @@ function memoryCalculator(frames, { redraw, go }) {
     const box = (kind, y, height) => (x, width) => s("rect", { class: kind, x, y, width, height });
     const over = found.total > found.capacity;
     const inside = (text, x, width, y, least) => (width < least ? [] : [s("text", { class: "le-part-name", x: x + width / 2, y, "text-anchor": "middle", "dominant-baseline": "central" }, text)]);
-    const label = s("text", { class: "le-limit-name", x: over ? Math.max(limit - 5, 100) : limit - 1, y: 8, "text-anchor": "end", "dominant-baseline": "central" }, card().name);
+    const named = limit < 100 ? { x: limit + 1, "text-anchor": "start" } : { x: limit - 1, "text-anchor": "end" };
+    const label = s("text", { class: "le-limit-name", y: 8, ...named, "dominant-baseline": "central" }, card().name);
     chart.replaceChildren(drawing(wide, top + tall + 6, definitions,
       s("rect", { class: "le-free", x: .5, y: top + .5, width: Math.max(0, limit - 1), height: tall - 1, rx: 3 }),
       part("weights", 0, weights, box("le-weights", top, tall)),
@@ -149,11 +151,10 @@ function memoryCalculator(frames, { redraw, go }) {
   }
 
   function line(part, words, bytes) {
-    const sign = bytes < 0n ? "−" : "";
     const size = bytes < 0n ? -bytes : bytes;
     const swatch = h("span", { class: "le-swatch", "data-part": part, "aria-hidden": "true" });
     return h("tr", { "data-part": part, "data-bytes": String(bytes) }, h("th", { scope: "row" }, swatch, words),
-      ...[grouped(size), decimal(size, GB), decimal(size, GIB)].map((text) => h("td", {}, `${sign}${text}`)));
+      ...[grouped(size), decimal(size, GB), decimal(size, GIB)].map((text) => h("td", {}, text)));
   }
 
   function fact(name, words, big, ...small) {
@@ -175,7 +176,7 @@ function memoryCalculator(frames, { redraw, go }) {
     return [
       set(fact("batch", "Largest batch", counted(found.maxBatch, "row"), `of ${counted(values.seq_len, "token")} on this card`), { "data-rows": String(found.maxBatch) }),
       set(fact("context", "Longest context", counted(found.maxContext, "token"), reach), { "data-tokens": String(found.maxContext) }),
-      set(fact("token", "One token", counted(found.perToken, "byte"), `2 · ${layers} · ${heads} · ${width} · ${values.kv_bits} / 8`), { "data-bytes": String(found.perToken) }),
+      set(fact("token", "One token", counted(found.perToken, "byte"), `2 · ${layers} · ${heads} · ${width} · ${values.kv_bits}\u00a0/\u00a08`), { "data-bytes": String(found.perToken) }),
       early(found),
     ];
   }
@@ -189,6 +190,8 @@ function memoryCalculator(frames, { redraw, go }) {
     verdict.textContent = fits ? "Fits" : "Does not fit";
     spare.textContent = fits ? `${decimal(off, GIB)} GiB left` : `${decimal(off, GIB)} GiB missing`;
     load(found);
+    // From ten trillion bytes on the numbers are set smaller, to have room on a phone.
+    set(table.parentNode, { "data-long": found.total >= 10n ** 13n });
     table.replaceChildren(line("weights", "weights", found.weights), line("kv", "KV cache", found.kv), line("total", "together", found.total),
       line("card", "card", found.capacity), line("left", fits ? "left" : "missing", found.left));
     facts.replaceChildren(...factList(found));

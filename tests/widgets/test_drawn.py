@@ -103,11 +103,13 @@ def check_groups(widget: Locator, frames: Frames, step: int) -> None:
     own = frames["steps"][step]
     assert widget.locator(".le-query-head").count() == frames["n_heads"]
     assert widget.locator(".le-kv-head").count() == widget.locator(".le-band").count() == own["n_kv_heads"]
-    lines = widget.locator(".le-reads").evaluate_all("nodes => nodes.map(node => [node.dataset.query, node.dataset.kv].map(Number))")
+    ends = "nodes => nodes.map(node => [node.dataset.query, node.dataset.kv].map(Number))"
+    lines = widget.locator(".le-reads").evaluate_all(ends)
     assert sorted(lines) == [[query, kv] for query, kv in enumerate(own["groups"])]
     for query, kv in lines:
         begins, ends = line_ends(widget, f'.le-reads[data-query="{query}"]')
-        for x, box in ((begins, f'.le-query-head[data-query="{query}"] .le-head-box'), (ends, f'.le-kv-head[data-kv="{kv}"] .le-kv-k')):
+        boxes = {f'.le-query-head[data-query="{query}"] .le-head-box': begins, f'.le-kv-head[data-kv="{kv}"] .le-kv-k': ends}
+        for box, x in boxes.items():
             left, width = (float(widget.locator(box).get_attribute(name)) for name in ("x", "width"))
             assert left <= x <= left + width, "a line goes from the query head to the KV head it is about"
     assert f"= {own['bytes_per_token']:,} bytes" in widget.locator(".le-factors").inner_text()
