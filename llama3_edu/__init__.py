@@ -1,10 +1,25 @@
 """Llama 3 and its KV cache, small enough to read and fast enough to use."""
 
 from llama3_edu.attention import attend, attention_weights, fused_attend, repeat_kv
-from llama3_edu.cache import ContiguousCache, GrowingCache, KVCache, NoCache
+from llama3_edu.beam import BeamResult, beam_search
+from llama3_edu.cache import (
+    BlockPool,
+    ContiguousCache,
+    FloatStore,
+    GrowingCache,
+    KVCache,
+    NoCache,
+    OutOfBlocks,
+    PagedCache,
+    PrefixCache,
+    QuantizedCache,
+    QuantizedStore,
+    paged_attention,
+)
 from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint
 from llama3_edu.config import LlamaConfig, RopeScaling
 from llama3_edu.frames import perturbation_frames, shape_frames
+from llama3_edu.engine import Engine, Sequence
 from llama3_edu.generate import generate, stream
 from llama3_edu.memory import format_bytes, kv_bytes, kv_bytes_per_token, max_batch, parameter_count, weight_bytes
 from llama3_edu.model import Attention, Block, FeedForward, Llama, RMSNorm
@@ -14,3 +29,5 @@ from llama3_edu.sampling import greedy, sampler
 from llama3_edu.sizes import calculator_frames, head_group_frames
 from llama3_edu.tokenizer import Tokenizer
 from llama3_edu.trace import Trace, growth_frames, recompute_frames
+from llama3_edu.trace_blocks import beam_frames, block_frames
+from llama3_edu.trace_schedule import schedule_frames

@@ -137,7 +137,7 @@ class Tokenizer:
         Raises:
             ValueError: an id is outside the vocabulary.
         """
-        return b"".join(map(self._bytes, token_ids)).decode("utf-8", errors="replace")
+        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
 
     def decode_stream(self, token_ids: Iterable[int]) -> Iterator[str]:
         """Yield text while the ids arrive, never part of a character: one that spans tokens comes with its last token.
@@ -146,7 +146,7 @@ class Tokenizer:
         """
         waiting = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token_id in token_ids:
-            text = waiting.decode(self._bytes(token_id))
+            text = waiting.decode(self.token_bytes(token_id))
             if text:
                 yield text
         rest = waiting.decode(b"", final=True)
@@ -159,7 +159,7 @@ class Tokenizer:
         Raises:
             ValueError: an id is outside the vocabulary.
         """
-        return [_visible(self._bytes(token_id).decode("utf-8", errors="backslashreplace")) for token_id in token_ids]
+        return [_visible(self.token_bytes(token_id).decode("utf-8", errors="backslashreplace")) for token_id in token_ids]
 
     def _encode_plain(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
@@ -173,7 +173,7 @@ class Tokenizer:
             raise ValueError(f"this tokenizer has no special token {name}; it has {', '.join(self._special) or 'none'}")
         return self._special[name]
 
-    def _bytes(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token stands for."""
         token_id = int(token_id)
         if token_id in self._added:

@@ -1,20 +1,34 @@
-"""One contract, every cache. A new cache adds a line to `CACHES` and is held to all of it.
+"""One contract, every cache. A new cache adds a line to `EXACT` or `ROUNDING` and is held to all of it.
 
 Memory that nobody has written is NaN throughout this file, so a cache that lets an unused slot count shows it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounded import RoundedCache, Rounding
 from tiny_models import CONFIG, SHAPES, assert_same, random_model, random_tokens
 from torch import Tensor
 
-from llama3_edu import PAD, ContiguousCache, GrowingCache, KVCache, Llama, LlamaConfig, kv_bytes
-from llama3_edu.events import Event, KeysStored
+from llama3_edu import (
+    PAD,
+    BlockPool,
+    ContiguousCache,
+    GrowingCache,
+    KVCache,
+    Llama,
+    LlamaConfig,
+    PagedCache,
+    QuantizedCache,
+    kv_bytes,
+)
+from llama3_edu.events import Event, KeysStored, Observer, ignore
 
 ROOM = 24
 
@@ -24,21 +38,76 @@ class Maker:
     """How a cache is made, and what its own promises are beside the contract."""
 
     make: Callable[..., KVCache]  # (config, batch, device=, dtype=, observer=)
-    slots_per_row: Callable[[int], int]  # from the columns fed to a row to the slots allocated for it
-    bounded: bool  # whether it refuses more than ROOM tokens per row
+    nbytes: Callable[..., int]  # (config, columns=, batch=, bits=): allocated once every row was fed so many columns
+    bounded: bool = False  # whether it refuses more than ROOM tokens per row
+    rounding: Rounding | None = None  # what it should make of each row; None: it keeps every number as it comes
 
 
-CACHES = {
-    "growing": Maker(GrowingCache, slots_per_row=lambda columns: columns, bounded=False),
+BLOCK, NUM_BLOCKS = 4, 40
+
+
+def paged(
+    config: LlamaConfig, batch: int = 1, *, bits: int | None = None, observer: Observer = ignore, **options: object
+) -> KVCache:
+    """A paged cache in a pool that was used before: all its slots are full of NaN."""
+    pool = BlockPool(config, num_blocks=NUM_BLOCKS, block_size=BLOCK, bits=bits, group_size=BLOCK, **options)
+    if bits is None:
+        before = PagedCache(pool, [[]])
+        before.reserve(torch.arange(NUM_BLOCKS * BLOCK)[None])
+        nan = torch.full((1, NUM_BLOCKS * BLOCK, config.n_kv_heads, config.head_dim), torch.nan, **options)
+        for layer in range(config.n_layers):
+            before.write(layer, nan, nan)
+        before.release()
+    return PagedCache(pool, [[] for _ in range(batch)], observer=observer)
+
+
+def quantized(bits: int, *, residual: int) -> Callable[..., KVCache]:
+    return partial(QuantizedCache, max_seq_len=ROOM, group_size=BLOCK, bits=bits, residual=residual)
+
+
+def quantized_nbytes(config: LlamaConfig, *, residual: int, batch: int, bits: int, **_: int) -> int:
+    """At 8 bits: a byte per number; 4 bytes per channel and group of keys, and per token and group of values; open groups."""
+    value_groups = config.kv_dim // max(size for size in range(1, BLOCK + 1) if config.kv_dim % size == 0)
+    per_token = 2 * config.kv_dim + 4 * config.kv_dim // BLOCK + 4 * value_groups
+    open_slots = min(ROOM, -(-(residual + BLOCK - 1) // BLOCK) * BLOCK)
+    return config.n_layers * batch * ROOM * per_token + kv_bytes(config, seq_len=open_slots, batch=batch, bits=bits)
+
+
+EXACT = {
+    "growing": Maker(GrowingCache, lambda config, columns, **sizes: kv_bytes(config, seq_len=columns, **sizes)),
     "contiguous": Maker(
         lambda *args, **options: ContiguousCache(*args, max_seq_len=ROOM, **options),
-        slots_per_row=lambda columns: ROOM,
+        lambda config, columns, **sizes: kv_bytes(config, seq_len=ROOM, **sizes),
         bounded=True,
     ),
+    "paged": Maker(paged, lambda config, bits, **_: kv_bytes(config, seq_len=NUM_BLOCKS * BLOCK, bits=bits)),
+    "quantised, all within the residual": Maker(
+        quantized(8, residual=ROOM), partial(quantized_nbytes, residual=ROOM), bounded=True
+    ),
 }
+"""Caches that keep every number as it comes: they answer as no cache does."""
+
+
+def rounds(bits: int, *, residual: int = 0) -> Rounding:
+    return partial(RoundedCache, bits=bits, group_size=BLOCK, residual=residual)
+
+
+ROUNDING = {
+    "quantised, 8 bits": Maker(quantized(8, residual=0), partial(quantized_nbytes, residual=0), bounded=True, rounding=rounds(8)),
+    "quantised, 2 bits": Maker(quantized(2, residual=0), lambda **_: 0, bounded=True, rounding=rounds(2)),
+    "quantised, 4 bits, residual": Maker(quantized(4, residual=6), lambda **_: 0, bounded=True, rounding=rounds(4, residual=6)),
+    "paged, 8 bits": Maker(partial(paged, bits=8), lambda **_: 0, rounding=rounds(8)),
+    "paged, 2 bits": Maker(partial(paged, bits=2), lambda **_: 0, rounding=rounds(2)),
+}
+"""Caches that round: they answer as a plain cache does that rounds the same groups at the same time, number by number."""
+
+CACHES = EXACT | ROUNDING
 
 every_cache = pytest.mark.parametrize("maker", CACHES.values(), ids=CACHES.keys())
-bounded_caches = pytest.mark.parametrize("maker", [maker for maker in CACHES.values() if maker.bounded], ids=lambda _: "bounded")
+exact_caches = pytest.mark.parametrize("maker", EXACT.values(), ids=EXACT.keys())
+bounded_caches = pytest.mark.parametrize(
+    "maker", [maker for maker in CACHES.values() if maker.bounded], ids=[name for name, maker in CACHES.items() if maker.bounded]
+)
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 MODELS = {shape: random_model(config) for shape, config in SHAPES.items()}
 MODEL = MODELS["grouped"]
@@ -58,11 +127,19 @@ def make(maker: Maker, batch: int, model: Llama = MODEL, **options: object) -> K
 
 @dataclass
 class Fed:
-    """A cache beside the token ids its rows have been fed. Every forward is checked against each row run alone."""
+    """A cache beside the token ids its rows have been fed. Every forward is checked against each row run alone.
+
+    Alone means without a cache; where numbers are rounded, it means with a plain cache that rounds, fed the same pieces.
+    """
 
     model: Llama
     cache: KVCache
     rows: list[list[int]]
+    rounding: Rounding | None = None
+    pieces: list[list[list[int]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pieces = [[] for _ in self.rows]
 
     def feed(self, new: Sequence[Sequence[int]], columns: Sequence[Sequence[int]] | None = None) -> None:
         """Run `new[row]` in the given columns of one forward, padding in the others; None: padding at the end."""
@@ -78,20 +155,26 @@ class Fed:
         for row, (ids, places) in enumerate(zip(new, columns)):
             self.rows[row] = self.rows[row] + list(ids)
             if ids:
+                self.pieces[row] = [*self.pieces[row], list(ids)]
                 assert_same(logits[row, list(places)], self.alone(row)[-len(ids) :])
         assert self.cache.seq_lens.tolist() == [len(row) for row in self.rows]
 
     def alone(self, row: int) -> Tensor:
-        return self.model(torch.tensor([self.rows[row]], device=self.model.device))[0]
+        if self.rounding is None:
+            return self.model(torch.tensor([self.rows[row]], device=self.model.device))[0]
+        cache, model = self.rounding(self.model.config), deepcopy(self.model).cpu()
+        logits = [model(torch.tensor([piece]), cache)[0] for piece in self.pieces[row]]
+        return torch.cat(logits).to(self.model.device)
 
     def reorder(self, parents: Sequence[int]) -> None:
         self.cache.reorder(torch.tensor(parents))
         self.rows = [self.rows[parent] for parent in parents]
+        self.pieces = [self.pieces[parent] for parent in parents]
         assert self.cache.seq_lens.tolist() == [len(row) for row in self.rows]
 
 
 def fed(maker: Maker, *rows: Sequence[int], model: Llama = MODEL) -> Fed:
-    state = Fed(model, make(maker, len(rows), model), [[] for _ in rows])
+    state = Fed(model, make(maker, len(rows), model), [[] for _ in rows], maker.rounding)
     if any(rows):
         state.feed(rows)
     return state
@@ -104,11 +187,9 @@ def fed(maker: Maker, *rows: Sequence[int], model: Llama = MODEL) -> Fed:
 @every_shape
 @given(pieces=st.lists(st.integers(1, 7), min_size=1, max_size=5).filter(lambda pieces: sum(pieces) <= ROOM))
 def test_any_split_of_the_prompt_gives_the_logits_of_the_whole(maker: Maker, shape: str, pieces: list[int]) -> None:
-    model = MODELS[shape]
-    tokens = random_tokens(2, sum(pieces))
-    cache = make(maker, 2, model)
-    logits = torch.cat([model(piece, cache) for piece in tokens.split(pieces, dim=1)], dim=1)
-    assert_same(logits, model(tokens))
+    state = fed(maker, [], [], model=MODELS[shape])
+    for piece in random_tokens(2, sum(pieces)).split(pieces, dim=1):
+        state.feed(piece.tolist())
 
 
 @every_cache
@@ -127,7 +208,7 @@ def test_cached_equals_naive_on_every_device(maker: Maker, device: torch.device)
     ids=["right", "left", "between"],
 )
 def test_padding_anywhere_leaves_each_row_as_if_alone(maker: Maker, columns: list[list[int]]) -> None:
-    state = Fed(MODEL, make(maker, 2), [[], []])
+    state = fed(maker, [], [])
     state.feed([[7, 8], [9, 10, 11, 12, 13]], columns)
     state.feed([[14], [15]])
     state.feed([[16], [17]])
@@ -183,16 +264,15 @@ def test_any_life_of_a_cache_is_that_of_its_rows_alone(maker: Maker, data: st.Da
 @every_cache
 def test_gradients_may_be_on_and_none_flow_into_the_past(maker: Maker) -> None:
     model = random_model().requires_grad_(True)
-    tokens = random_tokens(1, 6)
-    cache = make(maker, 1, model)
-    logits = torch.cat([model(piece, cache) for piece in tokens.split(2, dim=1)], dim=1)
-    assert_same(logits.detach(), model(tokens).detach())
+    state = fed(maker, [1, 2], model=model)
+    state.feed([[3, 4]])
+    state.feed([[5, 6]])
     k = torch.ones(1, 1, 2, 8, dtype=torch.float64, requires_grad=True)
-    cache.reserve(torch.tensor([[6]]))
-    assert not any(kept.requires_grad for kept in cache.update(0, k, k))
+    state.cache.reserve(torch.tensor([[6]]))
+    assert not any(kept.requires_grad for kept in state.cache.update(0, k, k))
 
 
-@every_cache
+@exact_caches
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.4)])
 def test_narrow_types_are_kept_as_they_are(maker: Maker, dtype: torch.dtype, tolerance: float) -> None:
     model = random_model(dtype=dtype)
@@ -211,7 +291,7 @@ def random_kv(batch: int, new_len: int, *, seed: int, n_kv_heads: int = 2, head_
     return k, v
 
 
-@every_cache
+@exact_caches
 def test_every_key_comes_back_at_the_position_that_reserve_named(maker: Maker) -> None:
     cache = make(maker, 2)
     given: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
@@ -324,16 +404,17 @@ def allocated_bytes(cache: KVCache) -> int:
     return sum(storages.values())
 
 
-@every_cache
+@pytest.mark.parametrize("name", [*EXACT, "quantised, 8 bits"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_nbytes_is_the_formula_and_what_is_allocated(maker: Maker, dtype: torch.dtype) -> None:
+def test_nbytes_is_the_formula_and_what_is_allocated(name: str, dtype: torch.dtype) -> None:
+    maker = CACHES[name]
     model = random_model(dtype=dtype)
     cache = make(maker, 3, model)
     for batch, columns in ((3, 0), (3, 5), (3, 9), (2, 10)):
         if columns:
             cache.reorder(torch.arange(batch))
             model(random_tokens(batch, columns - int(cache.seq_lens[0])), cache)
-        expected = kv_bytes(CONFIG, seq_len=maker.slots_per_row(columns), batch=batch, bits=8 * dtype.itemsize)
+        expected = maker.nbytes(CONFIG, columns=columns, batch=batch, bits=8 * dtype.itemsize)
         assert cache.nbytes == expected == allocated_bytes(cache)
 
 
@@ -343,11 +424,11 @@ def test_every_layer_of_every_forward_is_reported(maker: Maker) -> None:
     cache = make(maker, 2, observer=events.append)
     MODEL(random_tokens(2, 3), cache, torch.tensor([[0, 1, 2], [PAD, PAD, 0]]))
     MODEL(random_tokens(2, 1), cache)
-    assert all(isinstance(event, KeysStored) for event in events)
+    stored = [event for event in events if isinstance(event, KeysStored)]
     first = [(layer, ((0, 1, 2), (0,)), (3, 1)) for layer in range(CONFIG.n_layers)]
     second = [(layer, ((3,), (1,)), (4, 2)) for layer in range(CONFIG.n_layers)]
-    assert [(event.layer, event.positions, event.seq_lens) for event in events] == first + second
-    assert events[-1].nbytes == cache.nbytes
+    assert [(event.layer, event.positions, event.seq_lens) for event in stored] == first + second
+    assert stored[-1].nbytes == cache.nbytes
 
 
 @every_cache

@@ -12,10 +12,16 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 
 LEVELS = (
     ("config", "positions", "events"),
-    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "sizes"),
-    ("cache.base", "cache.growing", "cache.contiguous", "cache"),
+    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule", "sizes"),
+    (
+        "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",
+        "cache.paged", "cache",
+    ),
     ("model", "checkpoint"),
-    ("generate", "probe", "frames"),
+    (
+        "generate", "probe", "frames", "beam",
+        "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
+    ),
     (
         "plots",
         "widgets.schema", "widgets.base",

@@ -1,0 +1,160 @@
+"""The cache that keeps older tokens in a few bits per number."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llama3_edu.cache.base import KVCache, check_batch, checked_parents, continued
+from llama3_edu.cache.store import QuantizedStore
+from llama3_edu.config import LlamaConfig
+from llama3_edu.events import KeysStored, Observer, ignore
+from llama3_edu.positions import PAD
+
+__all__ = ["QuantizedCache"]
+
+
+class QuantizedCache(KVCache):
+    """Keeps each row's tokens in groups of `group_size`, and rounds a group to `bits` bits once it is full.
+
+    Keys share a scale and a zero per channel and group of tokens; values per token and group of channels: see
+    `QuantizedStore`. The newest tokens stay in full precision: those of the group that is still filling, and at least the last
+    `residual`. What is handed back is what is held. So a query already sees the rounded keys of groups that its own forward
+    filled, and a prompt leaves the same bytes behind whether it comes at once or in pieces that end with a group (with
+    `residual=0`; with more, earlier pieces are seen in full precision for longer).
+
+    Args:
+        config: the shape of the model.
+        batch: number of rows.
+        max_seq_len: tokens per row; the model's own limit when left out.
+        bits: 8, 4 or 2.
+        group_size: tokens per group of keys, and channels per group of values at most.
+        residual: the newest tokens of a row that are kept in full precision at least.
+        device: where keys and values are kept.
+        dtype: the type of keys and values that come and go; torch's default type when left out.
+        observer: is told `KeysStored` for every layer of every forward.
+
+    Raises:
+        ValueError: `bits` is another number, a size is below 1, or `residual` below 0.
+
+    Source: arXiv 2402.02750.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        batch: int = 1,
+        *,
+        max_seq_len: int | None = None,
+        bits: int = 8,
+        group_size: int = 64,
+        residual: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        observer: Observer = ignore,
+    ) -> None:
+        check_batch(batch)
+        max_seq_len = config.max_seq_len if max_seq_len is None else max_seq_len
+        for name, value, least in (("max_seq_len", max_seq_len, 1), ("group_size", group_size, 1), ("residual", residual, 0)):
+            if value < least:
+                raise ValueError(f"{name} should be at least {least}; it is {value}")
+        self.max_seq_len, self.group_size, self.residual = max_seq_len, group_size, residual
+        self._groups_per_row = -(-max_seq_len // group_size)
+        # The oldest token in full precision may be the first of its group: group_size - 1 more than the residual.
+        open_per_row = min(self._groups_per_row, -(-(residual + group_size - 1) // group_size))
+        self._store = QuantizedStore(
+            config, num_blocks=batch * self._groups_per_row, block_size=group_size, bits=bits, group_size=group_size,
+            open_blocks=batch * open_per_row, device=device, dtype=dtype,
+        )  # fmt: skip
+        self._seq_lens = [0] * batch
+        self._new: list[list[int]] = [[] for _ in range(batch)]
+        self._observer = observer
+
+    @property
+    def seq_lens(self) -> Int[Tensor, "batch"]:
+        return torch.tensor(self._seq_lens, dtype=torch.long, device=self._store.device)
+
+    @property
+    def nbytes(self) -> int:
+        return self._store.nbytes
+
+    @property
+    def bits(self) -> int:
+        """Bits per number of a full group, its share of scales and zeros not counted."""
+        return self._store.bits
+
+    @property
+    def effective_bits(self) -> float:
+        """Bits that one number of a full group really takes: 8.5, 4.5 or 2.5 where groups are 64 long."""
+        return self._store.effective_bits
+
+    @property
+    def num_quantized(self) -> list[int]:
+        """Tokens held in few bits, per row. The others are held in full precision."""
+        return [self._groups_closed(held) * self.group_size for held in self._seq_lens]
+
+    def packed_bytes(self, row: int) -> bytes:
+        """Return all that is kept of a row's full groups: codes, scales and zeros, group after group."""
+        first = row * self._groups_per_row
+        return b"".join(self._store.packed_bytes(first + group) for group in range(self._groups_closed(self._seq_lens[row])))
+
+    def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch kv_len"]:
+        new = continued(positions, self._seq_lens)
+        self._check_room(new)
+        before, after = self._seq_lens, [held + len(row) for held, row in zip(self._seq_lens, new)]
+        self._new, self._seq_lens = new, after
+        positions = positions.to(self._store.device)
+        rows, columns = self._real = (positions != PAD).nonzero(as_tuple=True)
+        slots = rows * self._groups_per_row * self.group_size + positions[rows, columns]
+        self._writes = self._store.plan(slots, closing=self._closing(before, after))
+        kv_len = max(after)
+        first_groups = torch.arange(len(new), device=slots.device)[:, None] * self._groups_per_row
+        self._groups = first_groups + torch.arange(-(-kv_len // self.group_size), device=slots.device)
+        keys = torch.arange(kv_len, device=slots.device)
+        return torch.where(keys < self.seq_lens[:, None], keys, PAD)
+
+    def update(
+        self,
+        layer: int,
+        k: Float[Tensor, "batch new_len n_kv_heads head_dim"],
+        v: Float[Tensor, "batch new_len n_kv_heads head_dim"],
+    ) -> tuple[Float[Tensor, "batch kv_len n_kv_heads head_dim"], Float[Tensor, "batch kv_len n_kv_heads head_dim"]]:
+        self._store.check_fits(k, v)
+        rows, columns = self._real
+        self._store.write(layer, self._writes, k[rows, columns], v[rows, columns])
+        self._observer(
+            KeysStored(
+                layer=layer,
+                positions=tuple(map(tuple, self._new)),
+                seq_lens=tuple(self._seq_lens),
+                nbytes=self.nbytes,
+                bytes_copied=0,
+            )
+        )
+        k_all, v_all = self._store.read(layer, self._groups)
+        kv_len = max(self._seq_lens)
+        return k_all[:, :kv_len], v_all[:, :kv_len]
+
+    def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
+        heirs = checked_parents(parents, len(self._seq_lens))
+        self._seq_lens = [self._seq_lens[parent] for parent in heirs]
+        per_row = self._groups_per_row
+        self._store.select([group for parent in heirs for group in range(parent * per_row, (parent + 1) * per_row)])
+
+    def _groups_closed(self, held: int) -> int:
+        return max(0, held - self.residual) // self.group_size
+
+    def _closing(self, before: list[int], after: list[int]) -> list[int]:
+        """The groups that leave full precision when rows grow from one length to another."""
+        return [
+            row * self._groups_per_row + group
+            for row, (old, new) in enumerate(zip(before, after))
+            for group in range(self._groups_closed(old), self._groups_closed(new))
+        ]
+
+    def _check_room(self, new: list[list[int]]) -> None:
+        for row, (held, more) in enumerate(zip(self._seq_lens, new)):
+            if held + len(more) > self.max_seq_len:
+                raise ValueError(
+                    f"the cache has room for {self.max_seq_len} tokens per row; "
+                    f"row {row} holds {held} and was given {len(more)} more"
+                )
