@@ -35,15 +35,19 @@ def kv_bytes(config: LlamaConfig, *, seq_len: int, batch: int = 1, bits: int = 1
     return _bytes(batch * seq_len * config.kv_elements_per_token, bits)
 
 
-def max_batch(config: LlamaConfig, *, seq_len: int, memory_bytes: int, bits: int = 16) -> int:
-    """Return how many rows of `seq_len` tokens fit in `memory_bytes` beside the weights, both at `bits` bits; 0 if none do.
+def max_batch(
+    config: LlamaConfig, *, seq_len: int, memory_bytes: int, bits: int = 16, bits_of_weights: int | None = None
+) -> int:
+    """Return how many rows of `seq_len` tokens fit in `memory_bytes` beside the weights; 0 if none do.
+
+    Keys and values take `bits` bits each, and so do the weights unless `bits_of_weights` says otherwise.
 
     Raises:
-        ValueError: `seq_len` is below 1, `memory_bytes` below 0, or `bits` below 1.
+        ValueError: `seq_len` is below 1, `memory_bytes` below 0, or `bits` or `bits_of_weights` below 1.
     """
     _at_least(1, seq_len=seq_len)
     _at_least(0, memory_bytes=memory_bytes)
-    left = memory_bytes - weight_bytes(config, bits=bits)
+    left = memory_bytes - weight_bytes(config, bits=bits if bits_of_weights is None else bits_of_weights)
     return max(0, left // kv_bytes(config, seq_len=seq_len, bits=bits))
 
 

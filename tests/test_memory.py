@@ -94,6 +94,14 @@ def test_the_largest_batch_fits_and_one_more_does_not(bits: int) -> None:
     assert weights + kv_bytes(LLAMA3_8B, seq_len=4096, batch=rows + 1, bits=bits) > memory_bytes
 
 
+@pytest.mark.parametrize(("bits", "bits_of_weights"), [(16, 4), (4, 16), (8, 32)])
+def test_weights_may_take_other_bits_than_keys_and_values(bits: int, bits_of_weights: int) -> None:
+    weights, row = weight_bytes(LLAMA3_8B, bits=bits_of_weights), kv_bytes(LLAMA3_8B, seq_len=4096, bits=bits)
+    for beside_weights, rows in ((-1, 0), (5 * row - 1, 4), (5 * row, 5)):
+        memory_bytes = weights + beside_weights
+        assert max_batch(LLAMA3_8B, seq_len=4096, memory_bytes=memory_bytes, bits=bits, bits_of_weights=bits_of_weights) == rows
+
+
 def test_the_largest_batch_at_its_edges() -> None:
     weights, row = weight_bytes(LLAMA3_8B), kv_bytes(LLAMA3_8B, seq_len=8192)
     assert max_batch(LLAMA3_8B, seq_len=8192, memory_bytes=0) == 0
@@ -111,6 +119,7 @@ def test_the_largest_batch_at_its_edges() -> None:
         (lambda: weight_bytes(CONFIG, bits=-8), "bits should be at least 1; it is -8"),
         (lambda: max_batch(CONFIG, seq_len=0, memory_bytes=1), "seq_len should be at least 1; it is 0"),
         (lambda: max_batch(CONFIG, seq_len=1, memory_bytes=-1), "memory_bytes should be at least 0; it is -1"),
+        (lambda: max_batch(CONFIG, seq_len=1, memory_bytes=1, bits_of_weights=0), "bits should be at least 1; it is 0"),
         (lambda: format_bytes(-1), "nbytes should be at least 0; it is -1"),
     ],
 )

@@ -64,6 +64,8 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.CausalMask: perturbation_frames,
     widgets.CacheGrowth: growth_frames,
     widgets.DecoderShapes: shape_frames,
+    widgets.HeadGroups: lambda: le.head_group_frames(CONFIG),
+    widgets.MemoryCalculator: le.calculator_frames,
 }
 
 

@@ -4,6 +4,8 @@ from llama3_edu.widgets.base import FrameWidget
 from llama3_edu.widgets.cache_growth import CacheGrowth
 from llama3_edu.widgets.causal_mask import CausalMask
 from llama3_edu.widgets.decoder_shapes import DecoderShapes
+from llama3_edu.widgets.head_groups import HeadGroups
+from llama3_edu.widgets.memory_calculator import MemoryCalculator
 from llama3_edu.widgets.recompute_triangle import RecomputeTriangle
 
-__all__ = ["FrameWidget", "RecomputeTriangle", "CausalMask", "CacheGrowth", "DecoderShapes"]
+__all__ = ["FrameWidget", "RecomputeTriangle", "CausalMask", "CacheGrowth", "DecoderShapes", "HeadGroups", "MemoryCalculator"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-__all__ = ["Field", "check", "count", "number", "text", "optional", "span", "flags", "each", "triangle"]
+__all__ = ["Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "triangle"]
 
 Field: TypeAlias = dict[str, Any] | Callable[[str, Any], None]
 """What a value should be: a dictionary of fields, or a function of the value's name and the value that raises ValueError."""
@@ -56,6 +56,16 @@ def number(name: str, value: Any) -> None:
 def count(name: str, value: Any) -> None:
     """A whole number, 0 or above."""
     _require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, name, "a whole number, 0 or above", value)
+
+
+def below(end: int) -> Field:
+    """A whole number from 0 to `end - 1`."""
+
+    def check_below(name: str, value: Any) -> None:
+        count(name, value)
+        _require(value < end, name, f"below {end}", value)
+
+    return check_below
 
 
 def span(end: int) -> Field:

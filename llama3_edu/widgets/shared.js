@@ -228,7 +228,8 @@ function onKey(event, bar) {
 //   draw(step): show one step by changing what is drawn;
 //   options: nodes for choices, if there are any;  stops(): the steps to halt at, all of them unless it says otherwise.
 // `tools.redraw()` shows the current step again, `tools.go(step)` another one.
-function frameWidget(name, makePicture) {
+// A picture that is a form has no use for a control bar: `{ stepped: false }` leaves it out, and `words()` of the picture is the summary.
+function frameWidget(name, makePicture, { stepped = true } = {}) {
   return function render({ model, el }) {
     const title = h("p", { class: "le-title" }, model.get("heading"));
     const options = h("div", { class: "le-options" });
@@ -240,9 +241,9 @@ function frameWidget(name, makePicture) {
       model.save_changes();
     });
     const root = h("section", {
-      class: "llama3-edu-widget", "data-widget": name, tabindex: 0, role: "group", "aria-label": model.get("heading"),
+      class: "llama3-edu-widget", "data-widget": name, tabindex: stepped ? 0 : null, role: "group", "aria-label": model.get("heading"),
       "data-lm-suppress-shortcuts": "true",
-    }, h("div", { class: "le-head" }, title, options), stage, bar.node, summary);
+    }, h("div", { class: "le-head" }, title, options), stage, ...(stepped ? [bar.node] : []), summary);
     let picture, width = 0;
 
     const redraw = () => {
@@ -251,7 +252,8 @@ function frameWidget(name, makePicture) {
       const stops = picture.stops ? picture.stops() : frames.steps.map((_, index) => index);
       picture.draw(step);
       bar.show(step, stops);
-      if (summary.textContent !== frames.steps[step].summary) summary.textContent = frames.steps[step].summary;
+      const words = stepped ? frames.steps[step].summary : picture.words();
+      if (summary.textContent !== words) summary.textContent = words;
       set(root, { "data-step": step });
     };
     // The longest summary decides how tall the summary is, so that nothing moves from step to step.
@@ -285,7 +287,7 @@ function frameWidget(name, makePicture) {
     const sizes = new ResizeObserver(() => requestAnimationFrame(measure));
     sizes.observe(stage);
     const unfollow = followScheme(root);
-    root.addEventListener("keydown", (event) => onKey(event, bar));
+    if (stepped) root.addEventListener("keydown", (event) => onKey(event, bar));
     bar.node.addEventListener("le-playing", () => set(summary, { "aria-live": bar.playing ? "off" : "polite" }));
     model.on("change:step", redraw);
     model.on("change:frames", begin);

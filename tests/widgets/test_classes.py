@@ -24,6 +24,10 @@ BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("cache-growth", ("steps", 4, "stored"), [1], r"frames\['steps'\]\[4\]\['stored'\] should have 3 items; it has 1"),
     ("cache-growth", ("caches", 0), "growing", r"frames\['caches'\]\[0\] should be a dictionary; it is 'growing'"),
     ("decoder-shapes", ("steps", 0, "shape"), [], r"frames\['steps'\]\[0\]\['shape'\] should have at least 1 items"),
+    ("head-groups", ("steps", 1, "groups", 3), 4, r"frames\['steps'\]\[1\]\['groups'\]\[3\] should be below 4; it is 4"),
+    ("head-groups", ("n_heads",), 3, r"frames\['steps'\]\[0\]\['groups'\] should have 3 items; it has 4"),
+    ("memory-calculator", ("steps", 1, "card"), 99, r"frames\['steps'\]\[1\]\['card'\] should be below 6; it is 99"),
+    ("memory-calculator", ("models", 2, "parameters"), 8e9, r"frames\['models'\]\[2\]\['parameters'\] should be a whole number"),
     ("decoder-shapes", ("next", 0, "percent"), float("nan"), r"frames\['next'\]\[0\]\['percent'\] should be a finite number"),
 ]
 

@@ -12,7 +12,8 @@ from llama3_edu import widgets
 from llama3_edu.trace import Frames
 
 FRAMES = {cls: make() for cls, make in MAKERS.items()}
-every_widget = pytest.mark.parametrize("cls", list(MAKERS), ids=lambda cls: cls.name)
+FORMS = {widgets.MemoryCalculator}
+every_stepped_widget = pytest.mark.parametrize("cls", [cls for cls in MAKERS if cls not in FORMS], ids=lambda cls: cls.name)
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
 
@@ -98,15 +99,44 @@ def check_shapes(widget: Locator, frames: Frames, step: int) -> None:
         assert values == [value for row in own["preview"]["rows"] for group in row for value in group]
 
 
+def check_groups(widget: Locator, frames: Frames, step: int) -> None:
+    own = frames["steps"][step]
+    assert widget.locator(".le-query-head").count() == frames["n_heads"]
+    assert widget.locator(".le-kv-head").count() == widget.locator(".le-band").count() == own["n_kv_heads"]
+    ends = "nodes => nodes.map(node => [node.dataset.query, node.dataset.kv].map(Number))"
+    lines = widget.locator(".le-reads").evaluate_all(ends)
+    assert sorted(lines) == [[query, kv] for query, kv in enumerate(own["groups"])]
+    for query, kv in lines:
+        begins, ends = line_ends(widget, f'.le-reads[data-query="{query}"]')
+        boxes = {f'.le-query-head[data-query="{query}"] .le-head-box': begins, f'.le-kv-head[data-kv="{kv}"] .le-kv-k': ends}
+        for box, x in boxes.items():
+            left, width = (float(widget.locator(box).get_attribute(name)) for name in ("x", "width"))
+            assert left <= x <= left + width, "a line goes from the query head to the KV head it is about"
+    assert f"= {own['bytes_per_token']:,} bytes" in widget.locator(".le-factors").inner_text()
+    assert widget.locator(".le-heads-aside").inner_text().count(f"= {own['n_rep']}\n") == 1
+    rungs = widget.locator("button.le-rung .le-bar").evaluate_all("nodes => nodes.map(node => parseFloat(node.style.width))")
+    most = frames["steps"][0]["bytes_per_token"]
+    assert rungs == pytest.approx([100 * other["bytes_per_token"] / most for other in frames["steps"]])
+    assert widget.locator("[aria-current] .le-rung-count").inner_text() == str(own["n_kv_heads"])
+    assert widget.locator("[data-own] .le-rung-count").inner_text() == str(frames["own"])
+
+
+def line_ends(widget: Locator, selector: str) -> tuple[float, float]:
+    """Where a drawn path begins and ends, across."""
+    ends = "path => [path.getPointAtLength(0).x, path.getPointAtLength(path.getTotalLength()).x]"
+    return tuple(widget.locator(selector).evaluate(ends))
+
+
 CHECKS = {
     widgets.RecomputeTriangle: check_recompute,
     widgets.CausalMask: check_mask,
     widgets.CacheGrowth: check_growth,
     widgets.DecoderShapes: check_shapes,
+    widgets.HeadGroups: check_groups,
 }
 
 
-@every_widget
+@every_stepped_widget
 def test_what_is_drawn_is_what_the_frames_say(cls: type[widgets.FrameWidget], browser: Browser, tmp_path: Path):
     with quiet_page(browser) as page:
         widget = show(page, tmp_path, cls(frames=FRAMES[cls]))
@@ -120,7 +150,7 @@ def test_what_is_drawn_is_what_the_frames_say(cls: type[widgets.FrameWidget], br
         assert visited[0] == 0 and visited[-1] == len(FRAMES[cls]["steps"]) - 1
 
 
-@every_widget
+@every_stepped_widget
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_mouse_and_keyboard_step_in_light_and_dark(cls: type[widgets.FrameWidget], theme: str, browser: Browser, tmp_path: Path):
     with quiet_page(browser) as page:
@@ -132,7 +162,7 @@ def test_mouse_and_keyboard_step_in_light_and_dark(cls: type[widgets.FrameWidget
         expect(widget).to_have_attribute("data-scheme", other)
 
 
-@every_widget
+@every_stepped_widget
 def test_a_phone_needs_no_sideways_scroll_and_touch_steps(cls: type[widgets.FrameWidget], browser: Browser, tmp_path: Path):
     with quiet_page(browser, **PHONE) as page:
         widget = show(page, tmp_path, cls(frames=FRAMES[cls]))
@@ -145,7 +175,7 @@ def test_a_phone_needs_no_sideways_scroll_and_touch_steps(cls: type[widgets.Fram
         CHECKS[cls](widget, FRAMES[cls], step_of(widget))
 
 
-@every_widget
+@every_stepped_widget
 def test_play_runs_to_the_end_and_pause_stops_it(cls: type[widgets.FrameWidget], browser: Browser, tmp_path: Path):
     with quiet_page(browser, reduced_motion="reduce") as page:
         page.clock.install()
@@ -203,6 +233,25 @@ def test_a_stage_can_be_picked(browser: Browser, tmp_path: Path):
         assert FRAMES[widgets.DecoderShapes]["steps"][step_of(widget)]["name"] == "Logits"
 
 
+def test_a_head_tells_whom_it_reads_by_pointer_and_by_key(browser: Browser, tmp_path: Path):
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.HeadGroups(frames=FRAMES[widgets.HeadGroups], step=1))
+        looked, picture = widget.locator(".le-looked"), widget.locator(".le-heads")
+        widget.locator('.le-query-head[data-query="2"] .le-head-box').hover()
+        assert looked.inner_text() == "Query head 2 reads KV head 1, and so does 3."
+        marked = "nodes => nodes.map(node => node.dataset.query)"
+        assert widget.locator(".le-reads[data-looked]").evaluate_all(marked) == ["2", "3"]
+        picture.press("ArrowLeft")
+        assert looked.inner_text() == "Query head 1 reads KV head 0, and so does 0."
+        assert step_of(widget) == 1, "arrows inside the picture do not step"
+        press(widget, "back")
+        assert looked.inner_text().startswith("Point at a head"), "the pointer has left the picture"
+        picture.press("ArrowRight")
+        assert looked.inner_text() == "Query head 0 reads KV head 0, and no other does."
+        widget.get_by_role("button", name="1 ").last.click()
+        assert step_of(widget) == 2
+
+
 def test_widgets_on_one_page_do_not_disturb_each_other(browser: Browser, tmp_path: Path):
     fifth = widgets.RecomputeTriangle(frames=FRAMES[widgets.RecomputeTriangle], step=4)
     shown = [*(cls(frames=FRAMES[cls]) for cls in MAKERS), fifth]
@@ -211,7 +260,7 @@ def test_widgets_on_one_page_do_not_disturb_each_other(browser: Browser, tmp_pat
         names = found.evaluate_all("nodes => nodes.map(node => node.dataset.widget)")
         assert names == [widget.name for widget in shown]
         press(found.first, "forward")
-        assert [step_of(widget) for widget in found.all()] == [1, 0, 0, 0, 4]
+        assert [step_of(widget) for widget in found.all()] == [1, *[0] * (len(MAKERS) - 1), 4]
         identifiers = page.evaluate("[...document.querySelectorAll('[id]')].map(node => node.id)")
         assert len(identifiers) == len(set(identifiers))
 
