@@ -6,7 +6,6 @@ from the file to the parameter, so that a model is never held twice, whatever it
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
