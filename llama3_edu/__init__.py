@@ -21,6 +21,7 @@ from llama3_edu.config import LlamaConfig, RopeScaling
 from llama3_edu.frames import perturbation_frames, shape_frames
 from llama3_edu.engine import Engine, Sequence
 from llama3_edu.generate import generate, stream
+from llama3_edu.hardware import default_device
 from llama3_edu.memory import format_bytes, kv_bytes, kv_bytes_per_token, max_batch, parameter_count, weight_bytes
 from llama3_edu.model import Attention, Block, FeedForward, Llama, RMSNorm
 from llama3_edu.positions import PAD, causal_mask, left_pad, right_pad

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["describe"]
+__all__ = ["default_device", "describe"]
+
+
+def default_device() -> torch.device:
+    """Return the device chapters run on: a CUDA GPU where there is one, then Apple's, then the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def describe(device: torch.device | str = "cpu") -> str:
