@@ -14,7 +14,7 @@ LEVELS = (
     ("config", "positions", "events"),
     (
         "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule", "sizes",
-        "roofline", "roofline_frames",
+        "roofline", "roofline_frames", "memory_use", "memory_recorder",
     ),
     (
         "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",
@@ -29,7 +29,7 @@ LEVELS = (
         "plots",
         "widgets.schema", "widgets.base",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
-        "widgets.head_groups", "widgets.memory_calculator", "widgets.roofline",
+        "widgets.head_groups", "widgets.memory_calculator", "widgets.memory_monitor", "widgets.roofline",
         "widgets",
     ),
 )  # fmt: skip

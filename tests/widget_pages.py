@@ -10,6 +10,7 @@ from ipywidgets.embed import embed_data
 
 import llama3_edu as le
 from llama3_edu import widgets
+from llama3_edu.memory_use import split, stored_bytes
 from llama3_edu.trace import Frames
 
 STATIC = Path(__file__).resolve().parents[1] / "book" / "_static"
@@ -59,6 +60,15 @@ def shape_frames(length: int = 8) -> Frames:
     return le.shape_frames(small_model(), text(length), tokenizer=Words())
 
 
+def memory_frames(new_tokens: int = 11) -> Frames:
+    """A recording with one sample per token: what this process really had in memory, and what of it was weights and cache."""
+    model, cache, samples = small_model(), le.GrowingCache(CONFIG), []
+    for index, _ in enumerate(le.stream(model, text(5), max_new_tokens=new_tokens, cache=cache)):
+        weights = stored_bytes([model], "cpu")
+        samples.append(split(le.read_memory(), seconds=index / 8, weights=weights, kv=cache.nbytes))
+    return le.memory_frames(samples)
+
+
 MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.RecomputeTriangle: recompute_frames,
     widgets.CausalMask: perturbation_frames,
@@ -66,6 +76,7 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.DecoderShapes: shape_frames,
     widgets.HeadGroups: lambda: le.head_group_frames(CONFIG),
     widgets.MemoryCalculator: le.calculator_frames,
+    widgets.MemoryMonitor: memory_frames,
     widgets.Roofline: le.roofline_frames,
 }
 
