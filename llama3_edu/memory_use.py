@@ -1,8 +1,8 @@
 """How much memory is in use right now, what of it holds weights and what holds keys and values, and how that went over time.
 
-On a CUDA GPU the allocator of torch is asked, which knows every tensor of this process, and the whole card, which other processes
-use too. On Apple's GPU the allocator is asked. On a processor it is the process: the pages it really has in memory, of which Python
-and its libraries take some hundred MiB before any tensor is there; a page nobody has written to yet does not count.
+On a CUDA GPU the allocator of torch is asked, which knows every tensor of this process, and the whole card, which other
+processes use too. On Apple's GPU the allocator is asked. On a processor it is the process: the pages it really has in memory, of
+which Python and its libraries take some hundred MiB before any tensor is there; a page nobody has written to yet does not count.
 """
 
 import sys
@@ -158,9 +158,9 @@ def memory_frames(
         missed: how many readings failed.
 
     Returns:
-        `hardware`, `source` (what was read), `rest` (what the rest is made of), `total` (the device's memory), `taken`, `missed` and
-        `steps`, one per sample: its `seconds`, the bytes of `weights`, `kv` and `rest`, and those `reserved` and used on the whole
-        `card` where they are known.
+        `hardware`, `source` (what was read), `rest` (what the rest is made of), `total` (the device's memory), `taken`, `missed`
+        and `steps`, one per sample: its `seconds`, the bytes of `weights`, `kv` and `rest`, and those `reserved` and used on the
+        whole `card` where they are known.
     """
     device = torch.device(device)
     samples = samples or [MemorySample(seconds=0.0, weights=0, kv=0, rest=0)]

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 LEVELS = (
     ("config", "positions", "events"),
     (
-        "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule", "sizes",
-        "roofline", "roofline_frames", "memory_use", "memory_recorder",
+        "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule",
+        "sizes", "roofline", "roofline_frames", "memory_use", "memory_recorder",
     ),
     (
         "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",

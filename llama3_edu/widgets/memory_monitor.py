@@ -28,8 +28,8 @@ SHARE, MOST_SECONDS = 0.004, 2.0
 class MemoryMonitor(FrameWidget):
     """Shows memory in use while the code inside `with` runs, and replays it afterwards.
 
-    In a notebook it shows itself where the `with` begins, follows the run, and stops at its end, whatever ends it. Given `frames`,
-    it replays what was recorded earlier. A picture whose kernel is gone keeps the last it was told.
+    In a notebook it shows itself where the `with` begins, follows the run, and stops at its end, whatever ends it. Given
+    `frames`, it replays what was recorded earlier. A picture whose kernel is gone keeps the last it was told.
 
         with MemoryMonitor(model=model, caches=[cache]):
             generate(model, tokens, max_new_tokens=200, cache=cache)
@@ -44,7 +44,7 @@ class MemoryMonitor(FrameWidget):
         read: reads the memory of a device.
 
     Raises:
-        ValueError: the frames are not what can be drawn, `hz` is not above 0, or both a recording and something to watch are given.
+        ValueError: the frames are not what can be drawn, `hz` is not above 0, or a recording comes with something to watch.
         TypeError: something to watch is neither a model nor says how many bytes it keeps.
     """
 

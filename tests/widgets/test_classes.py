@@ -31,7 +31,7 @@ BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("memory-monitor", ("steps", 3, "kv"), -1, r"frames\['steps'\]\[3\]\['kv'\] should be a whole number, 0 or above; it is -1"),
     ("memory-monitor", ("hardware",), None, r"frames\['hardware'\] should be a string; it is None"),
     ("roofline", ("steps", 0, "machine"), 7, r"frames\['steps'\]\[0\]\['machine'\] should be below 7; it is 7"),
-    ("roofline", ("machines", 1, "bytes_per_second"), 3e11, r"\['bytes_per_second'\] should be a whole number, 0 or above; it is 3"),
+    ("roofline", ("machines", 1, "bytes_per_second"), 3e11, r"\['bytes_per_second'\] should be a whole number, 0 or above"),
     ("roofline", ("axes", "flops"), [1.0], r"frames\['axes'\]\['flops'\] should have 2 items; it has 1"),
     ("decoder-shapes", ("next", 0, "percent"), float("nan"), r"frames\['next'\]\[0\]\['percent'\] should be a finite number"),
 ]

@@ -136,10 +136,12 @@ def check_memory(widget: Locator, frames: Frames, step: int) -> None:
     rows = "nodes => Object.fromEntries(nodes.map(node => [node.dataset.part, Number(node.dataset.bytes)]))"
     assert widget.locator(".le-memory-table tr").evaluate_all(rows) == sizes
     floor = float(cursor.get_attribute("y2"))
-    heights = [floor - float(widget.locator(f'.le-now-dot[data-part="{part}"]').get_attribute("cy")) for part in ("weights", "rest")]
-    assert heights[0] / heights[1] == pytest.approx(own["weights"] / sizes["used"], rel=1e-3)
+    dots = (widget.locator(f'.le-now-dot[data-part="{part}"]') for part in ("weights", "rest"))
+    weights, used = (floor - float(dot.get_attribute("cy")) for dot in dots)
+    assert weights / used == pytest.approx(own["weights"] / sizes["used"], rel=1e-3)
     last = frames["steps"][-1]["seconds"]
-    left, right = (widget.locator(".le-area").first.evaluate("path => { const box = path.getBBox(); return [box.x, box.x + box.width]; }"))
+    ends = "path => { const box = path.getBBox(); return [box.x, box.x + box.width]; }"
+    left, right = widget.locator(".le-area").first.evaluate(ends)
     assert float(cursor.get_attribute("x1")) == pytest.approx(left + (right - left) * own["seconds"] / last, abs=0.1)
     totals = [one["weights"] + one["kv"] + one["rest"] for one in frames["steps"]]
     assert int(widget.locator(".le-peak").get_attribute("data-step")) == totals.index(max(totals))

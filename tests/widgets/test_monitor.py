@@ -40,8 +40,9 @@ def until(holds: Callable[[], bool], seconds: float = 20) -> None:
 def on_a_card() -> Frames:
     """A recording with an allocator and a card, and more samples taken than shown."""
     sizes = [(0, 0), (2, 1), (3, 2), (3, 1)]
+    same = {"weights": 15 * GIB, "reserved": 19 * GIB}
     samples = [
-        MemorySample(seconds=index / 2, weights=15 * GIB, kv=kv * GIB, rest=rest * GIB, reserved=19 * GIB, card=(20 + index) * GIB)
+        MemorySample(seconds=index / 2, kv=kv * GIB, rest=rest * GIB, card=(20 + index) * GIB, **same)
         for index, (kv, rest) in enumerate(sizes)
     ]
     return {**le.memory_frames(samples, taken=1800, missed=2), "total": 24 * GIB}
@@ -189,7 +190,10 @@ def follow(page: Page, folder: Path, monitor: FrameWidget, **options) -> Locator
       constructor(values) { this.values = values; this.listeners = []; this.sent = 0; }
       get(name) { return this.values[name]; }
       set(name, value) { this.values[name] = value; this.tell({ [name]: value }); }
-      tell(traits) { Object.assign(this.values, traits); for (const [name, heard] of [...this.listeners]) if (name.slice(7) in traits) heard(); }
+      tell(traits) {
+        Object.assign(this.values, traits);
+        for (const [name, heard] of [...this.listeners]) if (name.slice("change:".length) in traits) heard();
+      }
       on(name, heard) { this.listeners.push([name, heard]); }
       off(name, heard) { this.listeners = this.listeners.filter(([own, other]) => own !== name || other !== heard); }
       save_changes() { this.sent += 1; }
@@ -197,7 +201,9 @@ def follow(page: Page, folder: Path, monitor: FrameWidget, **options) -> Locator
     const STATE = %s;
     window.model = new Model(STATE);
     const address = URL.createObjectURL(new Blob([STATE._esm], { type: "text/javascript" }));
-    import(address).then(({ default: widget }) => { window.stop = widget.render({ model: window.model, el: document.querySelector("#here") }); });
+    import(address).then(({ default: widget }) => {
+      window.stop = widget.render({ model: window.model, el: document.querySelector("#here") });
+    });
     """
     script = listening % json.dumps(state).replace("</", r"<\/")
     style = f"<style>{monitor._css}</style>"
@@ -283,7 +289,8 @@ def test_allocator_card_and_capacity_are_drawn_with_words(browser: Browser, tmp_
         widget = show(page, tmp_path, MemoryMonitor(frames=frames, step=2))
         rows = "nodes => Object.fromEntries(nodes.map(node => [node.dataset.part, Number(node.dataset.bytes)]))"
         found = widget.locator(".le-memory-table tr").evaluate_all(rows)
-        assert found == {"weights": 15 * GIB, "kv": 3 * GIB, "rest": 2 * GIB, "used": 20 * GIB, "reserved": 19 * GIB, "card": 22 * GIB}
+        in_gib = {"weights": 15, "kv": 3, "rest": 2, "used": 20, "reserved": 19, "card": 22}
+        assert found == {part: size * GIB for part, size in in_gib.items()}
         text = widget.inner_text()
         for words in ("all there is: 24 GiB", "peak 20 GiB", "held by the allocator", "by all processes", "of 24 GiB"):
             assert words in text
