@@ -147,6 +147,7 @@ function memoryMonitor(frames, { redraw, go }) {
       again();
     },
     draw(step) {
+      if (!parts) return; // told of a step before there was room to draw, as in a cell that is out of sight
       const own = steps[Math.min(step, steps.length - 1)];
       const { at, cursor, dots, rows } = parts;
       const x = at.x(own.seconds);

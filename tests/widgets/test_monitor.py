@@ -182,7 +182,7 @@ def test_it_runs_headless_and_its_run_is_in_the_saved_state(tmp_path: Path):
     assert len(used) > 4 and max(used) - used[0] > 10_000_000 and first["step"] == len(used) - 1
 
 
-def follow(page: Page, folder: Path, monitor: FrameWidget, **options) -> Locator:
+def follow(page: Page, folder: Path, monitor: FrameWidget, *, hidden: bool = False) -> Locator:
     """Open a page whose widget can be told things, as a kernel would: `tell(traits)`."""
     state = embed_data(views=[monitor], drop_defaults=False)["manager_state"]["state"][monitor.model_id]["state"]
     listening = """
@@ -207,9 +207,9 @@ def follow(page: Page, folder: Path, monitor: FrameWidget, **options) -> Locator
     """
     script = listening % json.dumps(state).replace("</", r"<\/")
     style = f"<style>{monitor._css}</style>"
-    body = f'{style}<div id="here"></div><script type="module">{script}</script>'
+    body = f'{style}<div id="here"{" hidden" if hidden else ""}></div><script type="module">{script}</script>'
     path = folder / "live.html"
-    path.write_text(page_of(monitor, body=body, **options), encoding="utf-8")
+    path.write_text(page_of(monitor, body=body), encoding="utf-8")
     page.goto(path.as_uri())
     found = page.locator('[data-widget="memory-monitor"]')
     expect(found).to_have_count(1)
@@ -274,6 +274,16 @@ def test_a_page_saved_in_the_middle_of_a_run_does_not_call_it_live(browser: Brow
         widget = show(page, tmp_path, monitor)
         assert widget.locator(".le-status").inner_text().startswith("Cut off")
         assert widget.locator(".le-controls").get_attribute("inert") is None
+
+
+def test_a_cell_out_of_sight_is_drawn_once_it_is_seen(browser: Browser, tmp_path: Path):
+    with quiet_page(browser) as page:
+        widget = follow(page, tmp_path, MemoryMonitor(frames=news(FRAMES, 1)), hidden=True)
+        tell(page, live=True)
+        tell(page, frames=news(FRAMES, 6), step=5)
+        assert step_of(widget) == 5
+        page.evaluate("document.querySelector('#here').hidden = false")
+        expect(widget.locator(".le-now")).to_have_attribute("data-seconds", str(FRAMES["steps"][5]["seconds"]))
 
 
 def test_fewer_frames_than_before_are_drawn_too(browser: Browser, tmp_path: Path):
