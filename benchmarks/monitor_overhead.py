@@ -45,7 +45,9 @@ def main() -> None:
     report.finish()
 
 
-def measure(name: str, make: Callable[[], MemoryMonitor | None], model: Llama, new_tokens: int, repeats: int) -> dict[str, object]:
+def measure(
+    name: str, make: Callable[[], MemoryMonitor | None], model: Llama, new_tokens: int, repeats: int
+) -> dict[str, object]:
     """Time pairs of runs, with a monitor and without."""
     ratios, shares, samples = [], [], []
     for pair in range(repeats):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llama3_edu.hardware import default_device
-from llama3_edu.memory_use import MOST_SAMPLES, MemoryReading, Samples, memory_frames, read_memory, split, stored_bytes
+from llama3_edu.memory_use import MOST_SAMPLES, MemoryReading, Samples, indexed, memory_frames, read_memory, split, stored_bytes
 from llama3_edu.trace import Frames
 
 __all__ = ["HasBytes", "MemoryRecorder"]
@@ -58,7 +58,8 @@ class MemoryRecorder:
     ) -> None:
         if not hz > 0:
             raise ValueError(f"hz should be above 0; it is {hz}")
-        self.device = torch.device(device) if device is not None else _device_of(model)
+        # With its index: each thread has a current device of its own.
+        self.device = indexed(torch.device(device) if device is not None else _device_of(model))
         self._period, self._most, self._read, self._news = 1 / hz, most, read, news
         self._models: list[weakref.ref] = []
         self._caches: list[weakref.ref] = []

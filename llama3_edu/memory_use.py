@@ -21,7 +21,8 @@ from llama3_edu.memory import format_bytes
 from llama3_edu.trace import Frames
 
 __all__ = [
-    "MemoryReading", "MemorySample", "Samples", "read_memory", "total_memory", "stored_bytes", "split", "memory_frames",
+    "MemoryReading", "MemorySample", "Samples",
+    "read_memory", "total_memory", "stored_bytes", "split", "indexed", "memory_frames",
 ]  # fmt: skip
 
 MOST_SAMPLES = 600
@@ -82,7 +83,7 @@ def total_memory(device: torch.device | str = "cpu") -> int:
 
 def stored_bytes(models: Iterable[nn.Module], device: torch.device | str) -> int:
     """Return the bytes that parameters and buffers really take on a device; storage that several share counts once."""
-    device, storages = _indexed(torch.device(device)), {}
+    device, storages = indexed(torch.device(device)), {}
     for model in models:
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device == device:
@@ -95,6 +96,13 @@ def split(reading: MemoryReading, *, seconds: float, weights: int, kv: int) -> M
     """Tell apart what a reading is made of. What is neither weights nor keys and values is the rest, and never below 0."""
     rest = max(0, reading.used - weights - kv)
     return MemorySample(seconds=seconds, weights=weights, kv=kv, rest=rest, reserved=reading.reserved, card=reading.card)
+
+
+def indexed(device: torch.device) -> torch.device:
+    """Return the device as tensors name it: `cuda` is the current one, `cuda:0` for example; `mps` is `mps:0`."""
+    if device.index is not None or device.type not in ("cuda", "mps"):
+        return device
+    return torch.device(device.type, _cuda_index(device) if device.type == "cuda" else 0)
 
 
 class Samples:
@@ -239,10 +247,3 @@ def _nvml_handle(index: int) -> Any | None:
 
 def _cuda_index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
-
-
-def _indexed(device: torch.device) -> torch.device:
-    """The device as tensors name it: `cuda` is `cuda:0`, `mps` is `mps:0`."""
-    if device.index is not None or device.type == "cpu":
-        return device
-    return torch.device(device.type, _cuda_index(device) if device.type == "cuda" else 0)

@@ -109,6 +109,12 @@ def test_a_cuda_gpu_is_asked_through_its_allocator_and_for_the_whole_card(
         assert read_memory(device) == MemoryReading(used=10, reserved=20, card=card)
 
 
+def test_the_current_gpu_is_that_of_the_thread_that_asks(fake_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert MemoryRecorder("cuda").device == torch.device("cuda:3")
+    assert MemoryRecorder("cuda:1").device == torch.device("cuda:1")
+
+
 def test_frames_of_a_gpu_name_it_and_what_was_read(fake_cuda: None) -> None:
     samples = [split(MemoryReading(used=10, reserved=20, card=60), seconds=0.0, weights=6, kv=3)]
     frames = memory_frames(samples, device="cuda")

@@ -4,6 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class MemoryMonitor(FrameWidget):
         self._replays = frames is not None
         self._next_news = 0.0
         self._deaf = False
+        self._at_end_of_cell = self._end_of_cell  # one object: IPython tells callbacks apart by identity
         recorder = None
         if frames is None:
             recorder = MemoryRecorder(device, model=model, caches=caches, hz=hz, read=read, news=self._tell)
@@ -130,7 +132,7 @@ class MemoryMonitor(FrameWidget):
         shell = get_ipython()
         if shell is not None and hasattr(shell, "kernel"):
             display(self)
-            shell.events.register("post_run_cell", self._end_of_cell)
+            shell.events.register("post_run_cell", self._at_end_of_cell)
 
     def stop(self) -> None:
         """End the recording. A monitor that is not recording stays as it is."""
@@ -139,8 +141,9 @@ class MemoryMonitor(FrameWidget):
             return
         recorder.stop()
         shell = get_ipython()
-        if shell is not None and self._end_of_cell in shell.events.callbacks.get("post_run_cell", ()):
-            shell.events.unregister("post_run_cell", self._end_of_cell)
+        if shell is not None:
+            with suppress(ValueError):  # not registered
+                shell.events.unregister("post_run_cell", self._at_end_of_cell)
         self._show()
         self.live = False
 

@@ -5,11 +5,13 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 import torch
 import traitlets
+from IPython.core.events import EventManager
 from browser import assert_fits, quiet_page, step_of
 from ipywidgets.embed import embed_data
 from nbclient import NotebookClient
@@ -20,7 +22,7 @@ from widget_pages import CONFIG, memory_frames, page_of, small_model
 import llama3_edu as le
 from llama3_edu.memory_use import MemoryReading, MemorySample
 from llama3_edu.trace import Frames
-from llama3_edu.widgets import FrameWidget, MemoryMonitor
+from llama3_edu.widgets import FrameWidget, MemoryMonitor, memory_monitor
 
 FRAMES = memory_frames()
 GIB = 2**30
@@ -310,6 +312,33 @@ def test_allocator_card_and_capacity_are_drawn_with_words(browser: Browser, tmp_
         highest = float(widget.locator('.le-now-dot[data-part="rest"]').get_attribute("cy"))
         assert (floor - highest) / (floor - top) == pytest.approx(20 / 24)
         assert int(widget.locator(".le-peak").get_attribute("data-step")) == 2
+
+
+def test_ten_thousand_frames_can_be_stepped_through(browser: Browser, tmp_path: Path):
+    samples = [MemorySample(seconds=index / 8, weights=GIB, kv=index * 1000, rest=GIB * (index % 3)) for index in range(10_000)]
+    frames = le.memory_frames(samples)
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, MemoryMonitor(frames=frames))
+        for key, step in (("ArrowRight", 1), ("End", 9_999), ("ArrowLeft", 9_998)):
+            widget.press(key)
+            assert step_of(widget) == step
+        assert widget.locator(".le-summary").inner_text() == frames["steps"][9_998]["summary"]
+
+
+def test_the_end_of_a_cell_is_listened_for_while_recording_and_no_longer(monkeypatch: pytest.MonkeyPatch):
+    events = EventManager(None, {"post_run_cell": lambda result: None})
+    shell = SimpleNamespace(kernel=None, events=events)
+    shown = []
+    monkeypatch.setattr(memory_monitor, "get_ipython", lambda: shell)
+    monkeypatch.setattr(memory_monitor, "display", shown.append)
+    monitor = MemoryMonitor(read=reader(), hz=100)
+    for _ in range(2):
+        with monitor:
+            assert len(events.callbacks["post_run_cell"]) == 1
+        assert not events.callbacks["post_run_cell"]
+    monitor.start()
+    events.trigger("post_run_cell", None)
+    assert not monitor.live and not events.callbacks["post_run_cell"] and shown == [monitor] * 3
 
 
 def test_a_close_up_leaves_the_rest_out(browser: Browser, tmp_path: Path):
