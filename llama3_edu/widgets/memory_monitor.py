@@ -30,7 +30,7 @@ class MemoryMonitor(FrameWidget):
     """Shows memory in use while the code inside `with` runs, and replays it afterwards.
 
     In a notebook it shows itself where the `with` begins, follows the run, and stops at its end, whatever ends it. Given
-    `frames`, it replays what was recorded earlier. A picture whose kernel is gone keeps the last it was told.
+    `frames`, it replays what was recorded earlier. A picture whose kernel is gone keeps the last it was told. For example::
 
         with MemoryMonitor(model=model, caches=[cache]):
             generate(model, tokens, max_new_tokens=200, cache=cache)
