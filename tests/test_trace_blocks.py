@@ -442,7 +442,7 @@ def test_runs_stand_one_above_the_other_and_the_shorter_one_says_when_it_is_over
     for run, trace in zip(frames["runs"], traces.values()):
         assert {**run, "name": ""} == timeline(trace)
     assert [step["step"] for step in frames["steps"]] == list(range(13))
-    assert frames["steps"][-1]["summary"].startswith("static: step 13 computes 1 token: decode of sequence 3.")
+    assert frames["steps"][-1]["summary"].startswith("static: step 13 computes 1 token: decode of request 3.")
     assert frames["steps"][-1]["summary"].endswith("continuous: over after 9 steps.")
 
 
@@ -453,7 +453,7 @@ def test_sixty_requests_are_counted_where_nobody_would_read_their_names():
         engine.add([1, 2, 3], max_new_tokens=2)
     engine.run()
     summaries = [step["summary"] for step in le.schedule_frames(trace)["steps"]]
-    assert "Waiting: 52 sequences." in summaries[0] and max(map(len, summaries)) < 200
+    assert "Waiting: 52 requests." in summaries[0] and max(map(len, summaries)) < 200
 
 
 def test_a_trace_of_no_engine_has_no_timeline():

@@ -40,11 +40,12 @@ function beamTree(frames) {
     return [index, row];
   }
 
-  // What has become of each node by now: it ended, somebody goes on from it, or nobody does.
+  // What has become of each node by now: it ended, it leads to a beam that goes on or has ended, or it leads nowhere.
   function fates(step) {
     const alive = new Set();
     const goOn = steps[step].beams.map((_, row) => [step, row]);
-    for (const tip of goOn) for (const place of pathOf(...tip)) alive.add(keyOf(place));
+    const ended = steps.slice(0, step + 1).flatMap((own, index) => own.ended.map((_, place) => [index, own.beams.length + place]));
+    for (const tip of [...goOn, ...ended]) for (const place of pathOf(...tip)) alive.add(keyOf(place));
     return (index, row) => {
       const node = nodeOf(index, row);
       if (node.ended) return "ended";
@@ -116,7 +117,7 @@ function beamTree(frames) {
     const two = tall > 30;
     const letters = Math.max(2, Math.floor((boxWide - 14) / 7.3));
     const node = s("g", { class: "le-beam", "data-step": step, "data-row": row, "data-state": state, "data-score": score, "data-token": token },
-      s("rect", { class: "le-reach", x: across(step) + 8, y: y - tall / 2, width: view.column, height: tall }),
+      s("rect", { class: "le-reach", x: across(step) + 6, y: y - tall / 2, width: view.column - 6, height: tall }),
       s("rect", { class: "le-beam-box", x, y: y - boxHigh / 2, width: boxWide, height: boxHigh, rx: ended ? 2 : Math.min(9, boxHigh / 2) }),
       s("text", { class: "le-token le-beam-token", x: x + boxWide / 2, y: y - (two ? 7.5 : 0), "text-anchor": "middle", "dominant-baseline": "central" }, shorten(token, letters)));
     if (two) node.append(s("text", { class: "le-beam-score", x: x + boxWide / 2, y: y + 9, "text-anchor": "middle", "dominant-baseline": "central" }, scoreOf(score)));
@@ -153,12 +154,12 @@ function beamTree(frames) {
     const node = nodeOf(step, row);
     const state = fates(at)(step, row);
     const words = {
-      alive: step === at ? (row === 0 ? "the best beam so far" : `beam ${row + 1} of ${steps[step].beams.length}`) : "beams go on from here",
-      ended: "ended", closed: "closed: nothing continues it", left: "all that came of it is closed or has ended",
+      alive: step === at ? (row === 0 ? "the best beam so far" : `beam ${row + 1} of ${steps[step].beams.length}`) : "others continue it",
+      ended: "ended", closed: "closed: nothing continues it", left: "left behind: all that continued it is closed",
     };
     const [before, found] = textOf(pathOf(step, row));
     const blocks = node.blocks && node.blocks.length ? ` Blocks ${node.blocks.join(", ")}.` : "";
-    view.about.textContent = `Position ${steps[step].position}, ${words[state]}. ${node.ended ? "Final score" : "Score"} ${scoreOf(node.score)}.${step === at ? blocks : ""}`;
+    view.about.textContent = `Position ${steps[step].position}, ${words[state]}. ${node.ended ? `Final score, length penalty included: ${scoreOf(node.score)}` : `Score ${scoreOf(node.score)}`}.${step === at ? blocks : ""}`;
     view.text.replaceChildren(h("span", { class: "le-small" }, before), " ", h("span", { class: "le-found" }, found.trim() || found));
   }
 
@@ -312,7 +313,8 @@ function beamTree(frames) {
     view.about = h("p", { class: "le-small" });
     view.text = h("p", { class: "le-beam-text" });
     const head = h("div", { class: "le-panel-head" }, h("p", { class: "le-run-name" }, h("span", { class: "le-name" }, "beams, by position"), view.windowName));
-    return h("div", {}, head, view.picture, h("div", { class: "le-looked", "aria-live": "polite" }, view.about, view.text));
+    view.looked = h("div", { class: "le-looked", "aria-live": "polite" }, view.about, view.text);
+    return h("div", {}, head, view.picture, view.looked);
   }
 
   function key() {
@@ -321,9 +323,17 @@ function beamTree(frames) {
         : s("rect", { class: "le-beam-box", x: 1, y: 2.5, width: state === "ended" || state === "closed" ? 9 : 12, height: 9, rx: state === "ended" ? 1 : 4 }),
       ...(state === "ended" ? [s("path", { class: "le-end", d: "M13 2.5v9" })] : []),
       ...(state === "closed" ? [s("path", { class: "le-cut", d: "M11 5l4 4m0 -4l-4 4" })] : []));
-    const words = [["alive", "a beam others continue"], ["best", "the best path"], ["closed", "closed: nothing continues it"]];
+    const words = [["alive", "a beam that goes on"], ["best", "the best path"], ["looked", "the chosen path and its blocks"], ["closed", "closed: nothing continues it"]];
     if (steps.some((step) => step.ended.length)) words.push(["ended", "ended, with its final score"]);
     return legend(words, swatch);
+  }
+
+  // The longest text decides how tall its place is, so that what is below it does not move.
+  function leaveRoom() {
+    const [before, found] = textOf(pathOf(...bestOf(steps.length - 1)));
+    view.about.textContent = "Position 0, left behind: all that continued it is closed. Score −00.00.";
+    view.text.textContent = `${before} ${found}`;
+    view.looked.style.minHeight = `${view.looked.offsetHeight + 22}px`;
   }
 
   function drawAll() {
@@ -336,6 +346,7 @@ function beamTree(frames) {
     layout(stage, width) {
       const parts = [build(width), key(), ...(hasBlocks ? [buildBlocks(width)] : [])];
       stage.append(h("div", { class: "le-beams" }, ...parts));
+      leaveRoom();
     },
     draw(step) {
       at = step;

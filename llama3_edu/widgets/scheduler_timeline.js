@@ -84,6 +84,15 @@ function schedulerTimeline(frames) {
     }
   }
 
+  // The longest life decides how tall its place is, so that what is below it does not move.
+  function leaveRoom() {
+    at = longest - 1;
+    const lives = Array.from({ length: most }, (_, index) => runs.filter((run) => run.requests[index]).map((run) => h("span", {}, `${run.name} ${life(run, index)}`, h("br"))));
+    const length = (spans) => spans.reduce((sum, span) => sum + span.textContent.length, 0);
+    lookedAt.replaceChildren(...lives.reduce((best, one) => (length(one) > length(best) ? one : best)));
+    lookedAt.style.minHeight = `${lookedAt.offsetHeight}px`;
+  }
+
   const names = Array.from({ length: most }, (_, index) => `${index}`);
   const picker = dropdown("Request", ["none", ...names], (index) => { pinned = index ? index - 1 : null; look(); });
 
@@ -178,7 +187,7 @@ function schedulerTimeline(frames) {
     return [
       ...own.forked.map(([index, parent]) => marker("forked", index, step, `M${x + cell / 2} ${middle(parent)}V${middle(index)}`)),
       ...own.preempted.map(([index]) => marker("preempted", index, step, cross(x + Math.max(size, Math.min(cell / 2, 7)), middle(index), size))),
-      ...own.admitted.filter(([, found]) => found).map(([index]) => marker("found", index, step, diamond(x + 1, middle(index), size + .8))),
+      ...own.admitted.filter(([, found]) => found).map(([index]) => marker("found", index, step, diamond(cell > 8 ? x - size : x + 1, middle(index), size + .8))),
       ...own.finished.map((index) => marker("finished", index, step, ends(index))),
     ];
   }
@@ -212,7 +221,7 @@ function schedulerTimeline(frames) {
       ...inWindow.flatMap((step) => totals(view, run, index, step)),
       ...inWindow.flatMap((step) => moments(view, run, step)));
     const stride = every(cell, 30);
-    view.numbers = inWindow.filter((step) => (step + 1) % stride === 0 || (step === 0 && stride <= 5)).map((step) =>
+    view.numbers = inWindow.filter((step) => (step + 1) % stride === 0 || (step === 0 && stride === 5)).map((step) =>
       s("text", { class: "le-row", "data-step": step, x: left + (step - start + .5) * cell, y: top - 12, "text-anchor": "middle", "dominant-baseline": "central" }, step + 1));
     view.axis.replaceChildren(...view.numbers);
     view.windowName.textContent = shown < longest ? `steps ${start + 1} to ${start + shown} of ${longest}` : "";
@@ -283,7 +292,7 @@ function schedulerTimeline(frames) {
     const offered = (through + 1) * places;
     const ended = run.requests.filter((_, request) => own.states[request] === "finished" || own.finished.includes(request)).length;
     view.big.textContent = `${Math.round(100 * taken / offered)} %`;
-    view.small.textContent = `of all places used so far, ${grouped(taken)} of ${grouped(offered)}; ${ended} of ${plural(run.requests.length, "request")} ended`;
+    view.small.textContent = `of the batches' places taken so far, ${grouped(taken)} of ${grouped(offered)}; ${ended} of ${plural(run.requests.length, "request")} ended`;
     set(view.panel, { "data-taken": taken, "data-offered": offered, "data-ended": ended });
     view.formula.textContent = over ? `Over after ${plural(run.steps.length, "step")}.`
       : `Step ${own.step + 1}: ${batches[index][through]} of ${plural(places, "place")}, ${plural(tokensOf(own), "token")}: ${own.prompt_tokens} of prompts, ${own.decoded_tokens} decoded, ${own.recomputed_tokens} computed again.`;
@@ -317,9 +326,9 @@ function schedulerTimeline(frames) {
     options: [picker],
     layout(stage, width) {
       lookedAt = h("p", { class: "le-looked", "aria-live": "polite" });
-      lookedAt.style.minHeight = `${(width < 480 ? 7.4 : 2.9) * runs.length}em`;
       views = runs.map((run, index) => build(run, index, width));
       stage.append(h("div", { class: "le-panels" }, ...views.map((view) => view.panel)), lookedAt, key());
+      leaveRoom();
     },
     draw(step) {
       at = steps[step].step;
