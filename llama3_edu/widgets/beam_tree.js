@@ -45,7 +45,12 @@ function beamTree(frames) {
     const alive = new Set();
     const goOn = steps[step].beams.map((_, row) => [step, row]);
     const ended = steps.slice(0, step + 1).flatMap((own, index) => own.ended.map((_, place) => [index, own.beams.length + place]));
-    for (const tip of [...goOn, ...ended]) for (const place of pathOf(...tip)) alive.add(keyOf(place));
+    for (let [index, row] of [...goOn, ...ended]) {
+      for (; index >= 0 && !alive.has(keyOf([index, row])); index -= 1) {
+        alive.add(keyOf([index, row]));
+        row = nodeOf(index, row).parent;
+      }
+    }
     return (index, row) => {
       const node = nodeOf(index, row);
       if (node.ended) return "ended";
@@ -197,12 +202,15 @@ function beamTree(frames) {
     const x = plan.left + (column - plan.start) * plan.column + 20;
     const rows = new Map();
     tables.forEach((table, row) => { if (table.length > column) rows.set(table[column], [...(rows.get(table[column]) || []), row]); });
+    let ties = 0;
     return [...rows].map(([block, held]) => {
       const node = s("g", { class: "le-held", "data-block": block, "data-index": column, "data-rows": held.join(" "), "data-state": held.length > 1 ? "shared" : "alone", "data-looked": own.has(block) });
       const groups = held.reduce((runs, row) => { const run = runs[runs.length - 1]; if (run && run[run.length - 1] === row - 1) run.push(row); else runs.push([row]); return runs; }, []);
       if (groups.length > 1) {
         const y = (row) => plan.top + (row + .5) * plan.tall;
-        node.append(s("path", { class: "le-tie", d: `M${x + plan.wide + 5} ${y(held[0])}V${y(held[held.length - 1])}${groups.map((run) => `M${x + plan.wide} ${y(run[0])}h5`).join("")}` }));
+        const out = 4 + 4 * (ties % 3); // each tie of a column has a line of its own
+        ties += 1;
+        node.append(s("path", { class: "le-tie", d: `M${x + plan.wide + out} ${y(groups[0][0])}V${y(groups[groups.length - 1][0])}${groups.map((run) => `M${x + plan.wide} ${y(run[0])}h${out}`).join("")}` }));
       }
       for (const run of groups) {
         const y = plan.top + run[0] * plan.tall + 3;
@@ -273,7 +281,7 @@ function beamTree(frames) {
       bar.style.width = `${100 * count / whole}%`;
       set(node, { "data-count": count });
     }
-    view.moved.textContent = `${plural(copied.length, "block")} copied and ${copied.length === 0 && freed.length === 0 ? "none" : freed.length} freed in this step.`;
+    view.moved.textContent = `${plural(copied.length, "block")} copied, ${freed.length} freed in this step.`;
   }
 
   function counter(kind, words) {

@@ -75,7 +75,7 @@ function schedulerTimeline(frames) {
     const index = pointedAt === null ? pinned : pointedAt;
     const lines = index === null
       ? ["Point at a request, choose one above, or focus a picture and use the up and down arrow keys."]
-      : runs.filter((run) => run.requests[index]).map((run) => (run.name ? h("span", {}, h("b", {}, run.name), ` ${life(run, index)}`) : life(run, index)));
+      : runs.filter((run) => run.requests[index]).map((run) => (run.name ? h("span", {}, h("b", {}, `${run.name}:`), ` ${life(run, index)}`) : life(run, index)));
     lookedAt.replaceChildren(...lines.flatMap((line, place) => (place ? [h("br"), line] : [line])));
     for (const view of views) {
       const here = index !== null && index < view.run.requests.length;
@@ -87,7 +87,7 @@ function schedulerTimeline(frames) {
   // The longest life decides how tall its place is, so that what is below it does not move.
   function leaveRoom() {
     at = longest - 1;
-    const lives = Array.from({ length: most }, (_, index) => runs.filter((run) => run.requests[index]).map((run) => h("span", {}, `${run.name} ${life(run, index)}`, h("br"))));
+    const lives = Array.from({ length: most }, (_, index) => runs.filter((run) => run.requests[index]).map((run) => h("span", {}, `${run.name}: ${life(run, index)}`, h("br"))));
     const length = (spans) => spans.reduce((sum, span) => sum + span.textContent.length, 0);
     lookedAt.replaceChildren(...lives.reduce((best, one) => (length(one) > length(best) ? one : best)));
     lookedAt.style.minHeight = `${lookedAt.offsetHeight}px`;
@@ -291,7 +291,7 @@ function schedulerTimeline(frames) {
     const taken = batches[index].slice(0, through + 1).reduce((sum, count) => sum + count, 0);
     const offered = (through + 1) * places;
     const ended = run.requests.filter((_, request) => own.states[request] === "finished" || own.finished.includes(request)).length;
-    view.big.textContent = `${Math.round(100 * taken / offered)} %`;
+    view.big.textContent = `${Math.floor(100 * taken / offered)} %`;
     view.small.textContent = `of the batches' places taken so far, ${grouped(taken)} of ${grouped(offered)}; ${ended} of ${plural(run.requests.length, "request")} ended`;
     set(view.panel, { "data-taken": taken, "data-offered": offered, "data-ended": ended });
     view.formula.textContent = over ? `Over after ${plural(run.steps.length, "step")}.`
