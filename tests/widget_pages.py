@@ -72,7 +72,7 @@ def beam_frames(num_beams: int = 4, max_new_tokens: int = 8, block_size: int = 3
 
 
 def engine_trace(
-    num_requests: int = 7, *, longest: int = 14, num_blocks: int = 13, max_batch: int = 3, continuous: bool = True, seed: int = 0
+    num_requests: int = 7, *, longest: int = 14, num_blocks: int = 11, max_batch: int = 3, continuous: bool = True, seed: int = 9
 ) -> le.Trace:
     """An engine with little room: requests begin alike, one parts in two, one is cancelled, and some give way."""
     trace, chance = le.Trace(), random.Random(seed)

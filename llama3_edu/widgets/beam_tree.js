@@ -1,7 +1,7 @@
 // The tree of a search: a column for each forward pass, a node for each beam. Below it the block tables of the beams that go on.
 
 function beamTree(frames) {
-  const { steps, prompt, prompt_len: promptLen } = frames;
+  const { forwards: steps, prompt, prompt_len: promptLen } = frames; // a step of the tree is a forward pass
   const hasBlocks = steps.some((step) => step.written.length);
   const rowsOf = (step) => steps[step].beams.length + steps[step].ended.length;
   const mostRows = Math.max(...steps.map((_, step) => rowsOf(step)));
@@ -357,7 +357,7 @@ function beamTree(frames) {
       leaveRoom();
     },
     draw(step) {
-      at = step;
+      at = frames.steps[step].forward;
       drawAll();
     },
   };

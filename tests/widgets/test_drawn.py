@@ -171,8 +171,8 @@ def best_at(steps: list[dict], at: int) -> tuple[int, int]:
     return max(ended, key=lambda one: one[0])[1:]
 
 
-def check_beams(widget: Locator, frames: Frames, at: int) -> None:
-    steps = frames["steps"]
+def check_beams(widget: Locator, frames: Frames, step: int) -> None:
+    steps, at = frames["forwards"], frames["steps"][step]["forward"]
     own, fate, best = steps[at], fates_at(steps, at), set(way_back(steps, best_at(steps, at)))
     columns = [int(text) - frames["prompt_len"] for text in widget.locator(".le-tree .le-row").all_text_contents() if text != "…"]
     assert columns == list(range(columns[0], at + 1))
@@ -193,7 +193,7 @@ def check_beams(widget: Locator, frames: Frames, at: int) -> None:
 
 
 def check_table_of_beams(widget: Locator, frames: Frames, at: int) -> None:
-    own = frames["steps"][at]
+    own = frames["forwards"][at]
     tables = [beam["blocks"] for beam in own["beams"]] or own["written"]
     drawn = dataset(widget, ".le-beam-blocks .le-held")
     first = min(int(node["index"]) for node in drawn)
@@ -415,7 +415,7 @@ def test_a_head_tells_whom_it_reads_by_pointer_and_by_key(browser: Browser, tmp_
 
 def test_a_beam_tells_its_text_and_its_blocks_by_pointer_by_touch_and_by_key(browser: Browser, tmp_path: Path):
     frames = FRAMES[widgets.BeamTree]
-    steps, at = frames["steps"], 4
+    steps, at = frames["forwards"], 4
 
     def lit(kind: str) -> set[str]:
         return {node[kind] for node in dataset(widget, ".le-held[data-looked]")}
