@@ -63,7 +63,7 @@ function beamTree(frames) {
 
   function textOf(path) {
     const tokens = path.map(([step, row]) => nodeOf(step, row).token);
-    const plain = (pieces) => (pieces.some((piece) => piece.startsWith("#")) ? pieces.join(" ") : pieces.join("").replaceAll("␣", " "));
+    const plain = (pieces) => (pieces.some((piece) => piece.startsWith("#")) ? pieces.join(" ") : pieces.join("").replaceAll("␣", " ").replaceAll("\\n", " ↵ "));
     return [prompt.length ? plain(prompt) : `prompt of ${plural(promptLen, "token")}`, plain(tokens)];
   }
 
@@ -151,7 +151,7 @@ function beamTree(frames) {
     set(view.rootMark, { visibility: view.start ? "hidden" : null });
     set(view.earlier, { visibility: view.start ? null : "hidden" });
     set(view.rootMark, { cy: view.top + tall / 2 });
-    view.windowName.textContent = shown < steps.length ? `positions ${steps[view.start].position} to ${steps[view.start + shown - 1].position} of ${promptLen} to ${steps[steps.length - 1].position}` : "";
+    view.windowName.textContent = shown < steps.length ? `positions ${steps[view.start].position} to ${steps[view.start + shown - 1].position} (of ${promptLen} to ${steps[steps.length - 1].position})` : "";
   }
 
   function drawWords() {
