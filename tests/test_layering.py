@@ -30,6 +30,7 @@ LEVELS = (
         "widgets.schema", "widgets.base",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
         "widgets.head_groups", "widgets.memory_calculator", "widgets.memory_monitor", "widgets.roofline",
+        "widgets.beam_tree", "widgets.scheduler_timeline",
         "widgets",
     ),
 )  # fmt: skip

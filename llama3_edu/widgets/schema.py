@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-__all__ = ["Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "triangle"]
+__all__ = ["Field", "check", "count", "number", "text", "optional", "one_of", "below", "span", "flags", "each", "triangle"]
 
 Field: TypeAlias = dict[str, Any] | Callable[[str, Any], None]
 """What a value should be: a dictionary of fields, or a function of the value's name and the value that raises ValueError."""
@@ -66,6 +66,11 @@ def below(end: int) -> Field:
         _require(value < end, name, f"below {end}", value)
 
     return check_below
+
+
+def one_of(*values: str) -> Field:
+    """One of these strings."""
+    return lambda name, value: _require(value in values, name, f"one of {', '.join(values)}", value)
 
 
 def span(end: int) -> Field:

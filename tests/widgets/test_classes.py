@@ -33,6 +33,46 @@ BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("roofline", ("steps", 0, "machine"), 7, r"frames\['steps'\]\[0\]\['machine'\] should be below 7; it is 7"),
     ("roofline", ("machines", 1, "bytes_per_second"), 3e11, r"\['bytes_per_second'\] should be a whole number, 0 or above"),
     ("roofline", ("axes", "flops"), [1.0], r"frames\['axes'\]\['flops'\] should have 2 items; it has 1"),
+    (
+        "beam-tree",
+        ("forwards", 2, "beams", 1, "parent"),
+        4,
+        r"frames\['forwards'\]\[2\]\['beams'\]\[1\]\['parent'\] should be below 4",
+    ),
+    (
+        "beam-tree",
+        ("forwards", 0, "ended"),
+        [{"parent": 1, "token": "a", "score": 0}],
+        r"\['ended'\]\[0\]\['parent'\] should be below 1",
+    ),
+    ("beam-tree", ("forwards", 1, "beams", 0, "score"), float("-inf"), r"\['beams'\]\[0\]\['score'\] should be a finite number"),
+    (
+        "beam-tree",
+        ("forwards", 1, "copied"),
+        [[1, 2, 3]],
+        r"frames\['forwards'\]\[1\]\['copied'\]\[0\] should have 2 items; it has 3",
+    ),
+    ("beam-tree", ("steps", 2, "forward"), 8, r"frames\['steps'\]\[2\]\['forward'\] should be below 8; it is 8"),
+    ("scheduler-timeline", ("runs",), [], r"frames\['runs'\] should have at least 1 items; it has 0"),
+    ("scheduler-timeline", ("steps", 3, "step"), 99, r"frames\['steps'\]\[3\]\['step'\] should be below 34; it is 99"),
+    (
+        "scheduler-timeline",
+        ("runs", 1, "steps", 2, "states", 0),
+        "asleep",
+        r"frames\['runs'\]\[1\]\['steps'\]\[2\]\['states'\]\[0\] should be one of absent, .*; it is 'asleep'",
+    ),
+    (
+        "scheduler-timeline",
+        ("runs", 0, "steps", 5, "num_tokens"),
+        [1],
+        r"\['steps'\]\[5\]\['num_tokens'\] should have 8 items; it has 1",
+    ),
+    (
+        "scheduler-timeline",
+        ("runs", 0, "requests", 2, "parent"),
+        8,
+        r"\['requests'\]\[2\]\['parent'\] should be below 8; it is 8",
+    ),
     ("decoder-shapes", ("next", 0, "percent"), float("nan"), r"frames\['next'\]\[0\]\['percent'\] should be a finite number"),
 ]
 
