@@ -73,7 +73,7 @@ def block_state(frames: Frames, step: int) -> dict[str, Any]:
         evicted so far (`num_evicted`).
     """
     known = _all_free(frames["num_blocks"])
-    for earlier in frames["steps"][: step + 1]:
+    for earlier in frames["steps"][: range(len(frames["steps"]))[step] + 1]:
         apply_changes(known, earlier["changes"])
     return _state(known)
 
