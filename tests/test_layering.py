@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 LEVELS = (
     ("config", "positions", "events"),
     (
-        "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule",
+        "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware",
+        "trace", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule",
         "sizes", "roofline", "roofline_frames", "memory_use", "memory_recorder",
     ),
     (
@@ -27,10 +28,11 @@ LEVELS = (
     ),
     (
         "plots",
-        "widgets.schema", "widgets.base",
+        "widgets.schema", "widgets.base", "widgets.pool",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
         "widgets.head_groups", "widgets.memory_calculator", "widgets.memory_monitor", "widgets.roofline",
         "widgets.beam_tree", "widgets.scheduler_timeline",
+        "widgets.block_stepper", "widgets.prefix_tree",
         "widgets",
     ),
 )  # fmt: skip

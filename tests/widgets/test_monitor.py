@@ -11,8 +11,8 @@ import nbformat
 import pytest
 import torch
 import traitlets
-from IPython.core.events import EventManager
 from browser import assert_fits, quiet_page, step_of
+from IPython.core.events import EventManager
 from ipywidgets.embed import embed_data
 from nbclient import NotebookClient
 from playwright.sync_api import Browser, Locator, Page, expect
