@@ -19,7 +19,7 @@ LEVELS = (
     ),
     ("model", "checkpoint"),
     (
-        "generate", "probe", "frames", "beam",
+        "generate", "probe", "frames", "frames_mask", "beam",
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),
     (
