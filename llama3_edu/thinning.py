@@ -47,7 +47,8 @@ def kept_steps(num_steps: int, *, most: int = MOST_STEPS, important: Iterable[in
         return evenly(first, most)
     named = set(first)
     others = [step for step in range(num_steps) if step not in named]
-    return sorted(first + evenly(others, most - len(first)))
+    room = most - len(first)
+    return sorted(first + [others[(2 * index + 1) * len(others) // (2 * room)] for index in range(room)])
 
 
 def with_steps(frames: Mapping[str, Any], steps: Sequence[int]) -> Frames:

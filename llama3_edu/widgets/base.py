@@ -114,10 +114,14 @@ class FrameWidget(anywidget.AnyWidget):
 
     @classmethod
     def _kept(cls, frames: Mapping[str, Any], *, first_drawn: int = 0) -> list[int]:
-        num_steps = len(frames["steps"])
-        if num_steps <= cls.most_steps:
+        num_steps, most = len(frames["steps"]), cls.most_steps
+        if num_steps <= most:
             return list(range(num_steps))
-        return sorted({first_drawn, *kept_steps(num_steps, most=cls.most_steps - 1, important=cls.important(frames))})
+        important = tuple(cls.important(frames))
+        kept = kept_steps(num_steps, most=most, important=important)
+        if first_drawn not in kept:
+            kept = sorted([*kept_steps(num_steps, most=most - 1, important=important), first_drawn])
+        return kept
 
     @staticmethod
     def _inside(step: int, num_steps: int) -> int:

@@ -37,11 +37,11 @@ function recomputeTriangle(frames) {
   const { tokens, steps, prompt_len: promptLen } = frames;
   const columns = evenly(tokens.length, MOST_COLUMNS);
   const names = columns.map((position) => tokens[position]);
-  const numberOf = (row) => steps[row].chosen - promptLen + 1;
+  const numberOf = (row) => grouped(steps[row].chosen - promptLen + 1);
   let panels = [];
 
   function panel({ run, name }, width) {
-    const gutter = Math.max(26, 12 + 7 * String(numberOf(steps.length - 1)).length);
+    const gutter = Math.max(26, 12 + 7 * numberOf(steps.length - 1).length);
     const cell = Math.max(4, Math.min(26, Math.floor((width - gutter - 4) / columns.length)));
     const top = labelHeight(names);
     const { definitions, style } = fills();
