@@ -132,7 +132,7 @@ def test_of_a_long_run_some_steps_stand_for_all(cls: type[FrameWidget], unchecke
 
 
 def test_a_thinned_cache_keeps_whole_forward_passes(unchecked: None):
-    widget = CacheGrowth(frames=long_frames(CacheGrowth, 1_500))
+    widget = CacheGrowth(frames=long_frames(CacheGrowth, 4_000))
     assert all(len(set(step["stored"])) == 1 for step in widget.frames["steps"]), "all layers hold the same number of tokens"
 
 
