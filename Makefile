@@ -51,7 +51,7 @@ test-unit: $(INSTALLED) ## Test the package: units, properties, parity with tran
 	$(BIN)/python -m pytest tests $(addprefix --ignore=,tests/book $(IN_BROWSER))
 
 test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come out as committed
-	$(BIN)/python -m pytest tests/book/test_notebooks.py
+	$(BIN)/python -m pytest tests/book/test_notebooks.py tests/book/test_gallery.py
 	$(BIN)/python -m pytest --nbval --nbval-current-env book
 
 test-browser: $(BUILT) ## Test the built site and every widget, in a browser

@@ -92,8 +92,12 @@
   function placesWithStates() {
     const states = new Map();
     for (const script of document.querySelectorAll(STATE)) {
-      for (const [id, model] of Object.entries(JSON.parse(script.textContent).state)) {
+      const page = JSON.parse(script.textContent);
+      // What widgets share is written once: in place of a text there may be a list, whose numbers stand for the page's texts.
+      const whole = (text) => (Array.isArray(text) ? text.map((part) => page.texts?.[part] ?? part).join("") : text);
+      for (const [id, model] of Object.entries(page.state)) {
         if (!model.state?._esm) continue;
+        Object.assign(model.state, { _esm: whole(model.state._esm), _css: whole(model.state._css) });
         states.set(id, model.state);
         states.set(model.state.page_key, model.state);
       }

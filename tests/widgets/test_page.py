@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import widget_states
 from browser import WIDGET, assert_fits, press, quiet_page, step_of
 from playwright.sync_api import Browser, Locator, Page, expect
 from widget_pages import MAKERS, long_frames, page_of
@@ -17,8 +18,12 @@ every_widget = pytest.mark.parametrize("cls", list(MAKERS), ids=lambda cls: cls.
 
 
 def show(page: Page, folder: Path, *shown: widgets.FrameWidget, **options) -> Locator:
+    return show_html(page, folder, page_of(*shown, **options))
+
+
+def show_html(page: Page, folder: Path, html: str) -> Locator:
     path = folder / "page.html"
-    path.write_text(page_of(*shown, **options), encoding="utf-8")
+    path.write_text(html, encoding="utf-8")
     page.goto(path.as_uri())
     return page.locator(WIDGET)
 
@@ -174,3 +179,19 @@ def test_idle_pages_draw_all_and_print_waits_for_none(browser: Browser, tmp_path
         expect(found).to_have_count(4)
         expect(page.locator(".llama3-edu-words")).to_have_count(0)
 
+
+
+def test_states_written_small_draw_the_same(browser: Browser, tmp_path: Path):
+    shown = [cls(frames=FRAMES[cls]) for cls in MAKERS]
+    whole = page_of(*shown)
+    small = widget_states.smaller_page(whole)
+    assert widget_states.smaller_page("<p>no widgets</p>") == "<p>no widgets</p>"
+    assert small.count("function frameWidget(") == 1, "what all share is written once"
+    assert small.count("export default { render") == len(shown), "of all widgets of the kernel those of the page alone"
+    drawn = []
+    with quiet_page(browser) as page:
+        for html in (whole, small):
+            found = show_html(page, tmp_path, html)
+            expect(found).to_have_count(len(shown))
+            drawn.append(found.evaluate_all("nodes => nodes.map(node => [node.dataset.widget, node.offsetHeight, node.innerText])"))
+    assert drawn[0] == drawn[1]
