@@ -28,8 +28,8 @@ class FrameWidget(anywidget.AnyWidget):
     `export default { render }`. The script and style every widget shares are put in front of it, so that each widget's
     script is whole in itself and imports nothing.
 
-    Of frames with more than `most_steps` steps some stand for all: the first, the last, those that `important(frames)` names, the one to
-    draw first, and others evenly between them. A note under the picture says so.
+    Of frames with more than `most_steps` steps some stand for all: the first, the last, those that `important(frames)`
+    names, the one to draw first, and others evenly between them. A note under the picture says so.
 
     Args:
         frames: what the widget's frame maker returned.

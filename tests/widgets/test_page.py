@@ -180,7 +180,6 @@ def test_idle_pages_draw_all_and_print_waits_for_none(browser: Browser, tmp_path
         expect(page.locator(".llama3-edu-words")).to_have_count(0)
 
 
-
 def test_states_written_small_draw_the_same(browser: Browser, tmp_path: Path):
     shown = [cls(frames=FRAMES[cls]) for cls in MAKERS]
     whole = page_of(*shown)
