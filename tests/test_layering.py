@@ -12,8 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 
 LEVELS = (
     ("config", "positions", "events"),
-    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "thinning", "trace_blocks", "trace_schedule",
-     "sizes"),
+    (
+        "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "thinning", "trace_blocks",
+        "trace_schedule", "sizes", "roofline", "roofline_frames", "memory_use", "memory_recorder",
+    ),
     (
         "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",
         "cache.paged", "cache",
@@ -27,7 +29,8 @@ LEVELS = (
         "plots",
         "widgets.schema", "widgets.base",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
-        "widgets.head_groups", "widgets.memory_calculator",
+        "widgets.head_groups", "widgets.memory_calculator", "widgets.memory_monitor", "widgets.roofline",
+        "widgets.beam_tree", "widgets.scheduler_timeline",
         "widgets",
     ),
 )  # fmt: skip

@@ -108,7 +108,7 @@ class FrameWidget(anywidget.AnyWidget):
     def _check(cls, frames: Mapping[str, Any]) -> None:
         schema.check("frames", frames, {"steps": schema.each({"summary": schema.text}, least=1)})
         schema.check("frames", frames, cls.fields(frames))
-        for name, field in {"note": schema.text, "all_steps": schema.count}.items():
+        for name, field in {"note": schema.optional(schema.text), "all_steps": schema.count}.items():
             if name in frames:
                 schema.check(f"frames[{name!r}]", frames[name], field)
 
@@ -145,7 +145,7 @@ class FrameWidget(anywidget.AnyWidget):
         """What stands where the widget would be when nothing can run: its title, its first and its last summary, and its note."""
         steps = self.frames["steps"]
         first_and_last = [steps[0]["summary"], steps[-1]["summary"]] if len(steps) > 1 else [steps[0]["summary"]]
-        texts = [*first_and_last, *([self.frames["note"]] if "note" in self.frames else [])]
+        texts = [*first_and_last, *([self.frames["note"]] if self.frames.get("note") else [])]
         paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
         title = f"<p><strong>{html.escape(self.title)}</strong></p>"
         return f'<div class="llama3-edu-words" data-page-key="{self.page_key}">{title}{paragraphs}</div>'
