@@ -22,7 +22,8 @@ def block_frames(
 ) -> Frames:
     """Fold all that a pool, its caches, its prefix cache and its engine reported into the frames of `BlockStepper`.
 
-    There is one step before the first event, and one for every event that changes what is known of the blocks.
+    There is one step before the first event, and one for every event that changes what is known of the blocks;
+    that a block is given up and that it is free makes one.
 
     Args:
         trace: what was reported from the moment the pool was made, by everybody who uses it.
@@ -43,13 +44,15 @@ def block_frames(
         ValueError: an event does not follow from those before it: the trace is not all that was reported.
     """
     pool = Pool(num_blocks, block_size, holder_of(trace.events))
-    events = [event for event in trace.events if makes_step(event)]
-    every, note = thinned(len(events), most)
+    num_steps = sum(map(makes_step, trace.events))
+    every, note = thinned(num_steps, most)
     empty = f"All {num_blocks} blocks are free; each has room for {counted(block_size, 'token')}."
     steps = [Told("start", empty).frame({})]
-    for number, event in enumerate(events, start=1):
+    number = 0
+    for event in trace.events:
         told = pool.fold(event)
-        if told is not None and (number % every == 0 or number == len(events)):
+        number += told is not None
+        if told is not None and (number % every == 0 or number == num_steps):
             steps.append(told.frame(pool.changes()))
     rows = [{"name": name, "tokens": token_texts(list(ids), tokenizer)} for name, ids in (token_ids or {}).items()]
     sizes = {"num_blocks": num_blocks, "block_size": block_size, "holder": pool.holder}

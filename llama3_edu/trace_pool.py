@@ -31,7 +31,7 @@ from llama3_edu.trace import counted, listed
 __all__ = ["Pool", "Told", "apply_changes", "holder_of", "makes_step", "thinned"]
 
 _OF_BLOCKS = (
-    BlockAllocated, BlockShared, BlockReleased, BlockFreed, BlockCopied, BlockPublished, BlockEvicted, PrefixReused, TablesChanged,
+    BlockAllocated, BlockShared, BlockReleased, BlockFreed, BlockCopied, BlockPublished, PrefixReused, TablesChanged,
 )  # fmt: skip
 _OF_SEQUENCES = (SequenceAdmitted, SequenceForked, SequencePreempted, SequenceFinished)
 
@@ -67,7 +67,7 @@ class Told:
 
 
 def makes_step(event: Event) -> bool:
-    """Say whether an event changes what is known of a pool."""
+    """Say whether an event makes a step. That a block is given up does so when the block is freed, which comes next."""
     return isinstance(event, (*_OF_BLOCKS, *_OF_SEQUENCES))
 
 
@@ -113,6 +113,7 @@ class Pool:
         self._named: dict[int, set[int]] = {}  # for each block, whose tables it is in
         self._reused: tuple[int, ...] = ()
         self._just_shared: int | None = None
+        self._given_up: int | None = None
         self._begin_changes()
 
     def fold(self, event: Event) -> Told | None:
@@ -123,6 +124,7 @@ class Pool:
         """
         told = self._fold(event)
         self._just_shared = event.block if isinstance(event, BlockShared) else None
+        self._given_up = event.block if isinstance(event, BlockEvicted) else None
         return told
 
     def changes(self) -> dict[str, Any]:
@@ -155,8 +157,11 @@ class Pool:
             self._fill(event.block, self.filled[event.source])
             copied = f"What block {event.source} holds is copied to block {event.block}."
             return Told("copied", copied, (event.block,), event.source)
-        if isinstance(event, (BlockPublished, BlockEvicted)):
-            return self._publish(event) if isinstance(event, BlockPublished) else self._evict(event)
+        if isinstance(event, BlockPublished):
+            return self._publish(event)
+        if isinstance(event, BlockEvicted):
+            self._evict(event)
+            return None
         if isinstance(event, PrefixReused):
             self._reused = event.blocks
             begins = f"A prompt of {counted(event.num_tokens, 'token')} begins with {listed('block', event.blocks)}"
@@ -180,6 +185,9 @@ class Pool:
         if isinstance(event, BlockFreed):
             self._leave_tables(block)
             self._give_back(block)
+            if block == self._given_up:
+                gives_up = f"The prefix cache gives up block {block}, which nobody else holds. Free blocks: {len(self.free)}."
+                return Told("evicted", gives_up, (block,))
             loses = f"Block {block} loses its last holder and is free again. Free blocks: {len(self.free)}."
             return Told("freed", loses, (block,))
         if isinstance(event, BlockReleased):
@@ -193,11 +201,10 @@ class Pool:
         after = "as the start of a prompt" if event.parent is None else f"behind block {event.parent}"
         return Told("published", f"Block {event.block} is full and can be found by its tokens, {after}.", (event.block,))
 
-    def _evict(self, event: BlockEvicted) -> Told:
+    def _evict(self, event: BlockEvicted) -> None:
         del self.published[event.block]
         self._now_published.pop(event.block, None)
         self._now_evicted.append(event.block)
-        return Told("evicted", f"The prefix cache gives up block {event.block}, which nobody else holds.", (event.block,))
 
     def _set_tables(self, event: TablesChanged) -> Told:
         now = list(zip(event.names, event.block_tables, event.seq_lens))

@@ -7,6 +7,7 @@ from typing import Any
 from llama3_edu.events import (
     BlockAllocated,
     BlockEvicted,
+    BlockFreed,
     BlockPublished,
     Event,
     PrefixReused,
@@ -116,8 +117,11 @@ class _Tree:
         if isinstance(event, BlockPublished) and told:
             self._add(event)
             return told
-        if isinstance(event, BlockEvicted) and told:
-            return self._remove(event, told)
+        if isinstance(event, BlockEvicted):
+            self._removed.append(self._node_of[event.block])
+            return None
+        if isinstance(event, BlockFreed):
+            return self._remove(event, told) if told and told.what == "evicted" else None
         if isinstance(event, PrefixTouched):
             self._touch([self._node_of[block] for block in reversed(event.blocks)])
             return None
@@ -145,12 +149,10 @@ class _Tree:
         self.meant = [len(self.nodes)]
         self.nodes.append({"block": event.block, "parent": parent, "tokens": list(event.token_ids)})
 
-    def _remove(self, event: BlockEvicted, told: Told) -> Told:
-        node = self._node_of.pop(event.block)
-        self._removed.append(node)
-        self.meant = [node]
+    def _remove(self, event: BlockFreed, told: Told) -> Told:
+        self.meant = [self._node_of.pop(event.block)]
         oldest = f"Of the blocks that nobody else holds, block {event.block} was used longest ago"
-        return replace(told, summary=f"{oldest}: the prefix cache gives it up.")
+        return replace(told, summary=f"{oldest}: the prefix cache gives it up, and it is free.")
 
     def _touch(self, nodes: list[int]) -> None:
         self._touched = [*(node for node in self._touched if node not in nodes), *nodes]
