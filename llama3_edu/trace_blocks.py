@@ -35,10 +35,11 @@ def block_frames(
         most: steps at most. Of a longer run, several are taken together, and `note` says how many.
 
     Returns:
-        `num_blocks`, `block_size`, the `holder` (`sequence` or `row`), `rows` (`name` and `tokens`, for every one in `token_ids`),
-        a `note` (None: every step is shown) and `steps`. A step holds `what` happened, to which `blocks` and `names` of holders, the
-        `source` of a copy (else None), and the `changes` since the step before it, as `Pool.changes` lists them; `block_state`
-        puts them together. Tables are as they were last told: a change shows with the next forward pass, reorder, admission or end.
+        `num_blocks`, `block_size`, the `holder` (`sequence` or `row`), `rows` (`name` and `tokens`, for every one in
+        `token_ids`), a `note` (None: every step is shown) and `steps`. A step holds `what` happened, to which `blocks` and
+        `names` of holders, the `source` of a copy (else None), and the `changes` since the step before it, as `Pool.changes`
+        lists them; `block_state` puts them together. Tables are as they were last told: a change shows with the next forward
+        pass, reorder, admission or end.
 
     Raises:
         ValueError: an event does not follow from those before it: the trace is not all that was reported.

@@ -1,7 +1,7 @@
 """What is known of a pool of blocks from what was reported, and how that changes from step to step: see `trace`.
 
-Frames of a pool hold changes, not the whole pool at every step: a pool of thousands of blocks and a run of thousands of events would
-be hundreds of megabytes. Whoever draws them starts from a pool that is all free and applies the `changes` of one step after another.
+Frames of a pool hold changes, not the whole pool at every step: thousands of blocks at each of thousands of events would be
+hundreds of megabytes. Whoever draws them starts from a pool that is all free and applies the `changes` of one step after another.
 """
 
 import math
@@ -131,9 +131,10 @@ class Pool:
         """Return what changed since this was last called; what did not change is left out.
 
         Returns:
-            `blocks` (the block, its holders, its slots filled), `tables` (the name, how many blocks at the start stayed, the blocks
-            behind those, the tokens held; no tokens and no blocks: the table is gone), `free` (how many at the bottom of the free list
-            stayed, and what lies on top of those; the last is taken next), and the blocks `evicted` first and `published` then.
+            `blocks` (the block, its holders, its slots filled), `tables` (the name, how many blocks at the start stayed, the
+            blocks behind those, the tokens held; no tokens and no blocks: the table is gone), `free` (how many at the bottom of
+            the free list stayed, and what lies on top of those; the last is taken next), and the blocks `evicted` first and
+            `published` then.
         """
         bottom, top = self._free_kept, self.free[self._free_kept :]
         changed: dict[str, Any] = {

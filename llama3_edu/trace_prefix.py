@@ -47,10 +47,11 @@ def prefix_frames(
         most: steps at most. Of a longer run, several are taken together, and `note` says how many.
 
     Returns:
-        The `num_blocks`, `block_size`, `holder`, `rows` and `note` of `block_frames`; `nodes`, one for every time a block was published
-        (its `block`, its `tokens`, and the node that is its `parent`, None at the start of a prompt); and `steps`. A step is one of
-        `block_frames`, and holds the nodes it is about in `nodes`, the `prompt` it is about (`name`, `num_cached`, `num_tokens`; else
-        None), and in `changes` also the nodes `added`, then those `touched` (counted as just used, in this order), then those `removed`.
+        The `num_blocks`, `block_size`, `holder`, `rows` and `note` of `block_frames`; `nodes`, one for every time a block was
+        published (its `block`, its `tokens`, and the node that is its `parent`, None at the start of a prompt); and `steps`.
+        A step is one of `block_frames`, and holds the nodes it is about in `nodes`, the `prompt` it is about (`name`,
+        `num_cached`, `num_tokens`; else None), and in `changes` also the nodes `added`, then those `touched` (counted as just
+        used, in this order), then those `removed`.
 
     Raises:
         ValueError: an event does not follow from those before it: the trace is not all that was reported.

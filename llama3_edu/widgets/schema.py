@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-__all__ = ["Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "row", "some_of", "triangle"]
+__all__ = [
+    "Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "row", "some_of", "triangle",
+]  # fmt: skip
 
 Field: TypeAlias = dict[str, Any] | Callable[[str, Any], None]
 """What a value should be: a dictionary of fields, or a function of the value's name and the value that raises ValueError."""
