@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 __all__ = [
-    "Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "row", "some_of", "triangle",
+    "Field", "check", "count", "number", "text", "optional", "one_of", "below", "span", "flags", "each", "row", "some_of",
+    "triangle",
 ]  # fmt: skip
 
 Field: TypeAlias = dict[str, Any] | Callable[[str, Any], None]
@@ -91,6 +92,11 @@ def below(end: int) -> Field:
         _require(value < end, name, f"below {end}", value)
 
     return check_below
+
+
+def one_of(*values: str) -> Field:
+    """One of these strings."""
+    return lambda name, value: _require(value in values, name, f"one of {', '.join(values)}", value)
 
 
 def span(end: int) -> Field:
