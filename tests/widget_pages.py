@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from ipywidgets.embed import embed_data
+from long_pool import long_life
 
 import llama3_edu as le
 from llama3_edu import widgets
@@ -184,9 +185,19 @@ def long_growth_frames(num_steps: int) -> Frames:
     return le.growth_frames(traces, config=CONFIG, tokens=text(length), tokenizer=Words())
 
 
+def long_block_frames(num_steps: int) -> Frames:
+    return le.block_frames(long_life(num_blocks=1024, num_events=num_steps + 999), num_blocks=1024, block_size=16, most=99_999)
+
+
+def long_prefix_frames(num_steps: int) -> Frames:
+    return le.prefix_frames(long_life(num_blocks=1024, num_events=4 * num_steps), num_blocks=1024, block_size=16, most=99_999)
+
+
 LONG: dict[type[widgets.FrameWidget], Callable[[int], Frames]] = {
     widgets.RecomputeTriangle: long_recompute_frames,
     widgets.CacheGrowth: long_growth_frames,
+    widgets.BlockStepper: long_block_frames,
+    widgets.PrefixTree: long_prefix_frames,
 }
 """Runs as long as asked for, of widgets whose steps are no use when repeated; of the others the steps are repeated."""
 
