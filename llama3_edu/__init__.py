@@ -25,6 +25,8 @@ from llama3_edu.hardware import default_device
 from llama3_edu.memory import format_bytes, kv_bytes, kv_bytes_per_token, max_batch, parameter_count, weight_bytes
 from llama3_edu.model import Attention, Block, FeedForward, Llama, RMSNorm
 from llama3_edu.positions import PAD, causal_mask, left_pad, right_pad
+from llama3_edu.roofline import MACHINES, Cost, Machine, forward_cost, measure_machine
+from llama3_edu.roofline_frames import MeasuredPass, roofline_frames, roofline_words
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
 from llama3_edu.sampling import greedy, sampler
 from llama3_edu.sizes import calculator_frames, head_group_frames

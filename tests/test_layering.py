@@ -12,7 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 
 LEVELS = (
     ("config", "positions", "events"),
-    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule", "sizes"),
+    (
+        "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule", "sizes",
+        "roofline", "roofline_frames",
+    ),
     (
         "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",
         "cache.paged", "cache",
@@ -26,7 +29,7 @@ LEVELS = (
         "plots",
         "widgets.schema", "widgets.base",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
-        "widgets.head_groups", "widgets.memory_calculator",
+        "widgets.head_groups", "widgets.memory_calculator", "widgets.roofline",
         "widgets",
     ),
 )  # fmt: skip

@@ -7,5 +7,6 @@ from llama3_edu.widgets.decoder_shapes import DecoderShapes
 from llama3_edu.widgets.head_groups import HeadGroups
 from llama3_edu.widgets.memory_calculator import MemoryCalculator
 from llama3_edu.widgets.recompute_triangle import RecomputeTriangle
+from llama3_edu.widgets.roofline import Roofline
 
-__all__ = ["FrameWidget", "RecomputeTriangle", "CausalMask", "CacheGrowth", "DecoderShapes", "HeadGroups", "MemoryCalculator"]
+__all__ = ["FrameWidget", "RecomputeTriangle", "CausalMask", "CacheGrowth", "DecoderShapes", "HeadGroups", "MemoryCalculator", "Roofline"]

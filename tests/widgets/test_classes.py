@@ -28,6 +28,9 @@ BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("head-groups", ("n_heads",), 3, r"frames\['steps'\]\[0\]\['groups'\] should have 3 items; it has 4"),
     ("memory-calculator", ("steps", 1, "card"), 99, r"frames\['steps'\]\[1\]\['card'\] should be below 6; it is 99"),
     ("memory-calculator", ("models", 2, "parameters"), 8e9, r"frames\['models'\]\[2\]\['parameters'\] should be a whole number"),
+    ("roofline", ("steps", 0, "machine"), 7, r"frames\['steps'\]\[0\]\['machine'\] should be below 7; it is 7"),
+    ("roofline", ("machines", 1, "bytes_per_second"), 3e11, r"\['bytes_per_second'\] should be a whole number, 0 or above; it is 3"),
+    ("roofline", ("axes", "flops"), [1.0], r"frames\['axes'\]\['flops'\] should have 2 items; it has 1"),
     ("decoder-shapes", ("next", 0, "percent"), float("nan"), r"frames\['next'\]\[0\]\['percent'\] should be a finite number"),
 ]
 

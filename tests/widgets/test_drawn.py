@@ -12,7 +12,7 @@ from llama3_edu import widgets
 from llama3_edu.trace import Frames
 
 FRAMES = {cls: make() for cls, make in MAKERS.items()}
-FORMS = {widgets.MemoryCalculator}
+FORMS = {widgets.MemoryCalculator, widgets.Roofline}
 every_stepped_widget = pytest.mark.parametrize("cls", [cls for cls in MAKERS if cls not in FORMS], ids=lambda cls: cls.name)
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
