@@ -9,7 +9,7 @@ import torch
 from ipywidgets.embed import embed_data
 
 import llama3_edu as le
-from llama3_edu import widgets
+from llama3_edu import bugs, widgets
 from llama3_edu.trace import Frames
 
 STATIC = Path(__file__).resolve().parents[1] / "book" / "_static"
@@ -55,6 +55,12 @@ def growth_frames(prompt_len: int = 4, max_new_tokens: int = 8, slots: int = 16)
     return le.growth_frames({"growing": growing, "contiguous": contiguous}, config=CONFIG, tokens=tokens, tokenizer=Words())
 
 
+def bug_frames() -> Frames:
+    tokens = torch.stack((torch.arange(16), torch.arange(16)))
+    tokens[1, 7:] += 16
+    return le.bug_frames(small_model(), bugs.Trial(tokens, cuts=(5, 8, *range(9, 16)), swap_at=11))
+
+
 def shape_frames(length: int = 8) -> Frames:
     return le.shape_frames(small_model(), text(length), tokenizer=Words())
 
@@ -63,6 +69,7 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.RecomputeTriangle: recompute_frames,
     widgets.CausalMask: perturbation_frames,
     widgets.CacheGrowth: growth_frames,
+    widgets.BugHunt: bug_frames,
     widgets.DecoderShapes: shape_frames,
     widgets.HeadGroups: lambda: le.head_group_frames(CONFIG),
     widgets.MemoryCalculator: le.calculator_frames,

@@ -121,6 +121,26 @@ def check_groups(widget: Locator, frames: Frames, step: int) -> None:
     assert widget.locator("[data-own] .le-rung-count").inner_text() == str(frames["own"])
 
 
+def check_bugs(widget: Locator, frames: Frames, step: int) -> None:
+    own = frames["steps"][step]
+    drawn = "nodes => nodes.map(node => [Number(node.dataset.error), node.dataset.state, node.lastChild.getBBox().y])"
+    errors = widget.locator(".le-error").evaluate_all(drawn)
+    assert [error for error, _, _ in errors] == own["errors"]
+    assert [state for _, state, _ in errors] == [("right", "wrong")[error > frames["rounding"]] for error in own["errors"]]
+    higher = sorted((error, -y) for error, state, y in errors if state == "wrong")
+    assert [y for _, y in higher] == sorted(y for _, y in higher), "a larger error stands higher"
+    keys = state_map(widget, ".le-key-check", "layer", "slot")
+    for layer, flags in enumerate(own["keys"]):
+        assert [keys[str(layer), str(slot)] for slot in range(len(flags))] == [("right", "wrong")[int(flag)] for flag in flags]
+    books = widget.locator(".le-book").evaluate_all("nodes => nodes.map(node => [node.dataset.state, node.textContent])")
+    seq_len, surplus = frames["seq_len"], own["surplus"]
+    assert books[0] == [("wrong", "right")[surplus == 0], f"{'≠='[surplus == 0]}{seq_len + surplus} keys, {seq_len} tokens"]
+    memory = f"{own['nbytes']:,} bytes reported, {own['allocated']:,} taken"
+    assert books[1] == [("wrong", "right")[own["nbytes"] == own["allocated"]], f"{'≠='[own['nbytes'] == own['allocated']]}{memory}"]
+    assert widget.locator("button.le-suspect span:last-child").all_inner_texts() == frames["names"]
+    assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}, "nothing is given away"
+
+
 def line_ends(widget: Locator, selector: str) -> tuple[float, float]:
     """Where a drawn path begins and ends, across."""
     ends = "path => [path.getPointAtLength(0).x, path.getPointAtLength(path.getTotalLength()).x]"
@@ -131,6 +151,7 @@ CHECKS = {
     widgets.RecomputeTriangle: check_recompute,
     widgets.CausalMask: check_mask,
     widgets.CacheGrowth: check_growth,
+    widgets.BugHunt: check_bugs,
     widgets.DecoderShapes: check_shapes,
     widgets.HeadGroups: check_groups,
 }
@@ -250,6 +271,31 @@ def test_a_head_tells_whom_it_reads_by_pointer_and_by_key(browser: Browser, tmp_
         assert looked.inner_text() == "Query head 0 reads KV head 0, and no other does."
         widget.get_by_role("button", name="1 ").last.click()
         assert step_of(widget) == 2
+
+
+@pytest.mark.parametrize("how", ["mouse", "keyboard", "touch"])
+def test_a_name_is_judged_at_once_and_each_case_keeps_its_verdict(how: str, browser: Browser, tmp_path: Path):
+    frames = FRAMES[widgets.BugHunt]
+    answer, replies = frames["steps"][1]["answer"], frames["steps"][1]["replies"]
+    other = (answer + 1) % len(frames["names"])
+    with quiet_page(browser, **(PHONE if how == "touch" else {})) as page:
+        widget = show(page, tmp_path, widgets.BugHunt(frames=frames, step=1))
+        names, reply = widget.locator("button.le-suspect"), widget.locator(".le-reply")
+        choose = {"mouse": lambda name: name.click(), "touch": lambda name: name.tap(), "keyboard": lambda name: name.press("Enter")}[how]
+        assert names.nth(other).bounding_box()["height"] >= (44 if how == "touch" else 30)
+        height = widget.bounding_box()["height"]
+        for index, verdict in ((other, "wrong"), (answer, "right")):
+            choose(names.nth(index))
+            assert reply.inner_text() == replies[index]
+            assert names.nth(index).get_attribute("data-state") == verdict
+            assert names.nth(index).get_attribute("aria-description") == verdict
+        assert widget.bounding_box()["height"] == height, "nothing moves"
+        assert step_of(widget) == 1
+        press(widget, "forward")
+        assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}
+        press(widget, "back")
+        assert states(widget, "button.le-suspect") == {"untried": len(frames["names"]) - 2, "right": 1, "wrong": 1}
+        assert reply.inner_text() == replies[answer]
 
 
 def test_widgets_on_one_page_do_not_disturb_each_other(browser: Browser, tmp_path: Path):
