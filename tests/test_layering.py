@@ -19,7 +19,7 @@ LEVELS = (
     ),
     ("model", "checkpoint"),
     (
-        "generate", "probe", "frames", "beam", "bugs", "trace_bugs",
+        "generate", "probe", "frames", "frames_mask", "beam", "bugs", "frames_bugs",
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),
     (

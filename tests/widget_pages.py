@@ -48,6 +48,10 @@ def perturbation_frames(length: int = 7) -> Frames:
     return le.perturbation_frames(small_model(), text(length), replacement=39, tokenizer=Words())
 
 
+def mask_frames(length: int = 7) -> Frames:
+    return le.mask_frames(small_model(), text(length), replacement=39, tokenizer=Words(), cached=(0, 2), chunks=(3, 1, None))
+
+
 def growth_frames(prompt_len: int = 4, max_new_tokens: int = 8, slots: int = 16) -> Frames:
     model, growing, contiguous = small_model(), le.Trace(), le.Trace()
     for cache in (le.GrowingCache(CONFIG, observer=growing), le.ContiguousCache(CONFIG, max_seq_len=slots, observer=contiguous)):

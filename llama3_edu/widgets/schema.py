@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-__all__ = ["Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "triangle"]
+__all__ = [
+    "Field", "check", "count", "number", "text", "optional", "below", "position", "one_of", "span", "flags", "each", "triangle",
+]  # fmt: skip
 
 Field: TypeAlias = dict[str, Any] | Callable[[str, Any], None]
 """What a value should be: a dictionary of fields, or a function of the value's name and the value that raises ValueError."""
@@ -22,8 +24,8 @@ def check(name: str, value: Any, field: Field) -> None:
         check(f"{name}[{key!r}]", value[key], inner)
 
 
-def each(field: Field, *, least: int = 0, length: int | None = None) -> Field:
-    """A list of what `field` says, of at least `least` items, or of exactly `length`."""
+def each(field: Field, *, least: int = 0, most: int | None = None, length: int | None = None) -> Field:
+    """A list of what `field` says, of at least `least` items and at most `most`, or of exactly `length`."""
 
     def check_each(name: str, value: Any) -> None:
         if not isinstance(value, list):
@@ -31,6 +33,8 @@ def each(field: Field, *, least: int = 0, length: int | None = None) -> Field:
         if len(value) < least or (length is not None and len(value) != length):
             wanted = f"{length}" if length is not None else f"at least {least}"
             raise ValueError(f"{name} should have {wanted} items; it has {len(value)}")
+        if most is not None and len(value) > most:
+            raise ValueError(f"{name} should have at most {most} items; it has {len(value)}")
         for index, item in enumerate(value):
             check(f"{name}[{index}]", item, field)
 
@@ -66,6 +70,21 @@ def below(end: int) -> Field:
         _require(value < end, name, f"below {end}", value)
 
     return check_below
+
+
+def position(end: int) -> Field:
+    """A position from 0 to `end - 1`, or -1 for padding."""
+
+    def check_position(name: str, value: Any) -> None:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(whole and -1 <= value < end, name, f"a position from 0 to {end - 1}, or -1 for padding", value)
+
+    return check_position
+
+
+def one_of(*values: str) -> Field:
+    """One of these strings."""
+    return lambda name, value: _require(value in values, name, f"one of {', '.join(values)}", value)
 
 
 def span(end: int) -> Field:

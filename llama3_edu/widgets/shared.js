@@ -112,6 +112,13 @@ function choice(label, names, onChange) {
   return names.length <= 8 ? segmented(label, names, onChange) : dropdown(label, names, onChange);
 }
 
+// Show which of the choices holds, when something else than the reader's hand changed it.
+function showChoice(node, index) {
+  const select = node.querySelector("select");
+  if (select) select.value = index;
+  else node.querySelectorAll("input").forEach((input, own) => { input.checked = own === index; });
+}
+
 // Dark or light, as the page has it: this book's site, JupyterLab, VS Code, Colab; else as the system has it.
 function pageScheme() {
   const { documentElement: page, body } = document;
@@ -226,7 +233,7 @@ function onKey(event, bar) {
 // Make a render function. `makePicture(frames, tools)` returns an object with
 //   layout(stage, width): draw everything that stays, into an empty stage;
 //   draw(step): show one step by changing what is drawn;
-//   options: nodes for choices, if there are any;  stops(): the steps to halt at, all of them unless it says otherwise.
+//   options: nodes for choices, if there are any;  stops(step): the steps to halt at while this one is drawn, all of them unless it says otherwise.
 // `tools.redraw()` shows the current step again, `tools.go(step)` another one.
 // A picture that is a form has no use for a control bar: `{ stepped: false }` leaves it out, and `words()` of the picture is the summary.
 function frameWidget(name, makePicture, { stepped = true } = {}) {
@@ -249,7 +256,7 @@ function frameWidget(name, makePicture, { stepped = true } = {}) {
     const redraw = () => {
       const frames = model.get("frames");
       const step = Math.min(model.get("step"), frames.steps.length - 1);
-      const stops = picture.stops ? picture.stops() : frames.steps.map((_, index) => index);
+      const stops = picture.stops ? picture.stops(step) : frames.steps.map((_, index) => index);
       picture.draw(step);
       bar.show(step, stops);
       const words = stepped ? frames.steps[step].summary : picture.words();
