@@ -19,6 +19,7 @@ from llama3_edu.cache import (
 from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint
 from llama3_edu.config import LlamaConfig, RopeScaling
 from llama3_edu.frames import shape_frames
+from llama3_edu.frames_bugs import bug_frames
 from llama3_edu.frames_mask import mask_frames, perturbation_frames
 from llama3_edu.engine import Engine, Sequence
 from llama3_edu.generate import generate, stream
@@ -32,5 +33,4 @@ from llama3_edu.sizes import calculator_frames, head_group_frames
 from llama3_edu.tokenizer import Tokenizer
 from llama3_edu.trace import Trace, growth_frames, recompute_frames
 from llama3_edu.trace_blocks import beam_frames, block_frames
-from llama3_edu.trace_bugs import bug_frames
 from llama3_edu.trace_schedule import schedule_frames

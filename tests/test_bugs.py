@@ -9,7 +9,7 @@ from tiny_models import CONFIG, random_model, random_tokens
 
 import llama3_edu as le
 from llama3_edu.bugs import SUSPECTS, EmptyFirstSlot, ForgetfulBeams, SquareMask, Suspect, Trial, allocated_bytes, examine
-from llama3_edu.trace_bugs import ROUNDING, symptoms
+from llama3_edu.frames_bugs import ROUNDING, symptoms
 
 MODEL = random_model()
 TOKENS = random_tokens(2, 20)
