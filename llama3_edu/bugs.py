@@ -1,6 +1,7 @@
 """Caches that are subtly wrong, each in the way of a bug that programs were shipped with, and a trial that shows what each does.
 
-Nothing in here fails: shapes fit, numbers are finite, text comes out. That is what makes these bugs worth knowing.
+Nothing in here fails: shapes fit, numbers are finite, text comes out. That is what makes these bugs worth knowing. The caches are
+kept in narrow lines, because chapter 5 shows their source.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,10 @@ __all__ = [
 
 
 class EmptyFirstSlot(GrowingCache):
-    """Begins to write at slot 1. Slot 0 keeps the zeros it was allocated with, and every query attends to them."""
+    """Begins to write at slot 1. Slot 0 keeps the zeros it was allocated
+    with, and every query attends to them."""
 
-    def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch kv_len"]:
+    def reserve(self, positions: Tensor) -> Tensor:
         return F.pad(super().reserve(positions), (1, 0))
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,31 +38,35 @@ class EmptyFirstSlot(GrowingCache):
 
 
 class SquareMask(GrowingCache):
-    """Numbers keys as if the first new token stood at position 0, which puts the mask's triangle into the upper left corner."""
+    """Numbers keys as if the first new token stood at position 0, which
+    puts the mask's triangle into the upper left corner."""
 
-    def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch kv_len"]:
+    def reserve(self, positions: Tensor) -> Tensor:
         held = self.seq_lens[:, None]
         return super().reserve(positions) + held
 
 
 class ForgetfulBeams(GrowingCache):
-    """Copies its rows where their number changes, and lets them stay where they are when they change places."""
+    """Copies its rows where their number changes, and lets them stay where
+    they are when they change places."""
 
-    def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
+    def reorder(self, parents: Tensor) -> None:
         if len(parents) != len(self.seq_lens):
             super().reorder(parents)
 
 
 class LastLayerOnly(ContiguousCache):
-    """Makes one function per layer in a loop. All of them look up `layer` when they run, and by then it is the last one."""
+    """Makes one function per layer in a loop. All of them look up `layer`
+    when they run, and by then it is the last one."""
 
     def __init__(self, config: LlamaConfig, batch: int = 1, **options: object) -> None:
         super().__init__(config, batch, **options)
         keep = super().update
-        self._update_of = [lambda k, v: keep(layer, k, v) for layer in range(config.n_layers)]
+        layers = range(config.n_layers)
+        self._updates = [lambda k, v: keep(layer, k, v) for layer in layers]
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self._update_of[layer](k, v)
+        return self._updates[layer](k, v)
 
 
 class CountsElements(GrowingCache):
