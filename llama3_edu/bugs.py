@@ -6,6 +6,7 @@ kept in narrow lines, because chapter 5 shows their source.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+_Pair: TypeAlias = tuple[Tensor, Tensor]
+
+
 class EmptyFirstSlot(GrowingCache):
     """Begins to write at slot 1. Slot 0 keeps the zeros it was allocated
     with, and every query attends to them."""
@@ -32,7 +36,7 @@ class EmptyFirstSlot(GrowingCache):
     def reserve(self, positions: Tensor) -> Tensor:
         return F.pad(super().reserve(positions), (1, 0))
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer: int, k: Tensor, v: Tensor) -> _Pair:
         k, v = super().update(layer, k, v)
         return F.pad(k, (0, 0, 0, 0, 1, 0)), F.pad(v, (0, 0, 0, 0, 1, 0))
 
@@ -59,13 +63,15 @@ class LastLayerOnly(ContiguousCache):
     """Makes one function per layer in a loop. All of them look up `layer`
     when they run, and by then it is the last one."""
 
-    def __init__(self, config: LlamaConfig, batch: int = 1, **options: object) -> None:
+    def __init__(
+        self, config: LlamaConfig, batch: int = 1, **options: object
+    ) -> None:
         super().__init__(config, batch, **options)
         keep = super().update
         layers = range(config.n_layers)
         self._updates = [lambda k, v: keep(layer, k, v) for layer in layers]
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer: int, k: Tensor, v: Tensor) -> _Pair:
         return self._updates[layer](k, v)
 
 

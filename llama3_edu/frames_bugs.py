@@ -62,14 +62,13 @@ def bug_frames(model: Llama, trial: Trial, *, order: Sequence[int] = (1, 4, 6, 0
 
 def symptoms(findings: Findings) -> dict[str, str]:
     """Return what a trial found, as a sentence about the logits, the first layer's keys, their number and the memory."""
-    logits = _wrong(findings.logit_errors)
-    keys = _wrong(findings.key_errors[0])
-    reported, taken = findings.nbytes, findings.allocated
+    logits, keys = _wrong(findings.logit_errors), _wrong(findings.key_errors[0])
+    part = findings.allocated // findings.nbytes
     return {
         "logits": f"logits are wrong from position {logits[0]} on" if logits else "no logit is off by more than rounding",
-        "keys": f"the first layer has wrong keys in {_slots(keys)}" if keys else "the first layer has the right key in every slot",
+        "keys": f"the first layer has {_keys(keys)}",
         "number": f"there {_is(findings.surplus)} more than tokens" if findings.surplus else "there is one key per token",
-        "memory": "the cache reports what it takes" if reported == taken else f"the cache reports 1/{taken // reported} of what it takes",
+        "memory": "the cache reports what it takes" if part == 1 else f"the cache reports 1/{part} of what it takes",
     }
 
 
@@ -97,9 +96,7 @@ def _reply(suspect: Suspect, index: int, answer: int, found: list[Findings]) -> 
 
 
 def _summary(findings: Findings, case: int, cases: int) -> str:
-    wrong_last = _wrong(findings.key_errors[-1])
-    last = f"wrong keys in {_slots(wrong_last)}" if wrong_last else "the right key in every slot"
-    parts = symptoms(findings)
+    last, parts = _keys(_wrong(findings.key_errors[-1])), symptoms(findings)
     return (
         f"Case {case + 1} of {cases}. {_sentence(parts['logits'])} {_sentence(parts['keys'])} The last layer has {last}. "
         f"{_sentence(parts['number'])} {_sentence(parts['memory'])} Which bug is it, if it is one?"
@@ -112,6 +109,10 @@ def _sentence(words: str) -> str:
 
 def _wrong(errors: Sequence[float]) -> list[int]:
     return [index for index, error in enumerate(errors) if error > ROUNDING]
+
+
+def _keys(wrong: list[int]) -> str:
+    return f"wrong keys in {_slots(wrong)}" if wrong else "the right key in every slot"
 
 
 def _slots(slots: list[int]) -> str:

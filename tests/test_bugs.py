@@ -36,7 +36,9 @@ def test_a_sound_cache_is_found_sound_whatever_the_pieces() -> None:
             assert found.surplus == 0 and found.nbytes == found.allocated
 
 
-@pytest.mark.parametrize(("name", "surplus"), [("slot 0 is never written", 1), ("a cached token is run again", 1), ("the mask is square", 0)])
+@pytest.mark.parametrize(
+    ("name", "surplus"), [("slot 0 is never written", 1), ("a cached token is run again", 1), ("the mask is square", 0)]
+)
 def test_a_key_too_many_is_counted(name: str, surplus: int) -> None:
     assert FOUND[name].surplus == surplus
 

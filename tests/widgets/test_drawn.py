@@ -181,10 +181,12 @@ def check_bugs(widget: Locator, frames: Frames, step: int) -> None:
     for layer, flags in enumerate(own["keys"]):
         assert [keys[str(layer), str(slot)] for slot in range(len(flags))] == [("right", "wrong")[int(flag)] for flag in flags]
     books = widget.locator(".le-book").evaluate_all("nodes => nodes.map(node => [node.dataset.state, node.textContent])")
-    seq_len, surplus = frames["seq_len"], own["surplus"]
-    assert books[0] == [("wrong", "right")[surplus == 0], f"{'≠='[surplus == 0]}{seq_len + surplus} keys, {seq_len} tokens"]
-    memory = f"{own['nbytes']:,} bytes reported, {own['allocated']:,} taken"
-    assert books[1] == [("wrong", "right")[own["nbytes"] == own["allocated"]], f"{'≠='[own['nbytes'] == own['allocated']]}{memory}"]
+    seq_len, memory = frames["seq_len"], f"{own['nbytes']:,} bytes reported, {own['allocated']:,} taken"
+    for book, equal, words in (
+        (books[0], own["surplus"] == 0, f"{seq_len + own['surplus']} keys, {seq_len} tokens"),
+        (books[1], own["nbytes"] == own["allocated"], memory),
+    ):
+        assert book == (["right", f"={words}"] if equal else ["wrong", f"≠{words}"])
     assert widget.locator("button.le-suspect span:last-child").all_inner_texts() == frames["names"]
     assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}, "nothing is given away"
 
@@ -417,11 +419,11 @@ def test_a_name_is_judged_at_once_and_each_case_keeps_its_verdict(how: str, brow
     with quiet_page(browser, **(PHONE if how == "touch" else {})) as page:
         widget = show(page, tmp_path, widgets.BugHunt(frames=frames, step=1))
         names, reply = widget.locator("button.le-suspect"), widget.locator(".le-reply")
-        choose = {"mouse": lambda name: name.click(), "touch": lambda name: name.tap(), "keyboard": lambda name: name.press("Enter")}[how]
+        method, arguments = {"mouse": ("click", ()), "touch": ("tap", ()), "keyboard": ("press", ("Enter",))}[how]
         assert names.nth(other).bounding_box()["height"] >= (44 if how == "touch" else 30)
         height = widget.bounding_box()["height"]
         for index, verdict in ((other, "wrong"), (answer, "right")):
-            choose(names.nth(index))
+            getattr(names.nth(index), method)(*arguments)
             assert reply.inner_text() == replies[index]
             assert names.nth(index).get_attribute("data-state") == verdict
             assert names.nth(index).get_attribute("aria-description") == verdict
