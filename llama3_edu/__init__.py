@@ -30,6 +30,7 @@ from llama3_edu.positions import PAD, causal_mask, left_pad, right_pad
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
 from llama3_edu.sampling import greedy, sampler
 from llama3_edu.sizes import calculator_frames, head_group_frames
+from llama3_edu.thinning import thinned
 from llama3_edu.tokenizer import Tokenizer
 from llama3_edu.trace import Trace, growth_frames, recompute_frames
 from llama3_edu.trace_blocks import beam_frames, block_frames

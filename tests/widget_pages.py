@@ -80,6 +80,51 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
 }
 
 
+def long_recompute_frames(num_steps: int) -> Frames:
+    """What 10,000 steps of `generate` come to, from one token on."""
+    steps, totals = [], {"naive": 0, "cached": 0}
+    for index in range(num_steps):
+        spans = {"naive": [0, index + 1], "cached": [index, index + 1]}
+        totals = {run: totals[run] + spans[run][1] - spans[run][0] for run in totals}
+        summary = f"Step {index + 1} has computed {totals['naive']} tokens without a cache, {totals['cached']} with one."
+        steps.append({"chosen": index + 1, **spans, **{f"{run}_total": total for run, total in totals.items()}, "summary": summary})
+    tokens = [WORDS[index % len(WORDS)] for index in range(num_steps + 1)]
+    return {"tokens": tokens, "prompt_len": 1, "steps": steps}
+
+
+def long_growth_frames(num_steps: int) -> Frames:
+    """Real caches that are given one token after another until every layer of all of them has reported so many steps."""
+    length = num_steps // CONFIG.n_layers
+    traces = {"growing": le.Trace(), "contiguous": le.Trace()}
+    caches = (
+        le.GrowingCache(CONFIG, observer=traces["growing"]),
+        le.ContiguousCache(CONFIG, max_seq_len=length, observer=traces["contiguous"]),
+    )
+    one = torch.zeros(1, 1, CONFIG.n_kv_heads, CONFIG.head_dim)
+    for cache in caches:
+        for position in range(length):
+            cache.reserve(torch.tensor([[position]]))
+            for layer in range(CONFIG.n_layers):
+                cache.update(layer, one, one)
+    return le.growth_frames(traces, config=CONFIG, tokens=text(length), tokenizer=Words())
+
+
+LONG: dict[type[widgets.FrameWidget], Callable[[int], Frames]] = {
+    widgets.RecomputeTriangle: long_recompute_frames,
+    widgets.CacheGrowth: long_growth_frames,
+}
+"""Runs as long as asked for, of widgets whose steps are no use when repeated; of the others the steps are repeated."""
+
+
+def long_frames(cls: type[widgets.FrameWidget], num_steps: int) -> Frames:
+    """Frames of a run that has about so many steps."""
+    if cls in LONG:
+        return LONG[cls](num_steps)
+    frames = MAKERS[cls]()
+    own = frames["steps"]
+    return {**frames, "steps": [{**own[index % len(own)]} for index in range(num_steps)]}
+
+
 def page_of(*shown: widgets.FrameWidget, body: str | None = None, theme: str = "light") -> str:
     """A page like those of the site: each widget in words, all states as JSON, the site's own host script and palette."""
     state = json.dumps(embed_data(views=list(shown), drop_defaults=False)["manager_state"]).replace("</script>", r"<\/script>")

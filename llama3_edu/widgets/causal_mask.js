@@ -248,8 +248,11 @@ function causalMask(frames, { redraw, go }) {
       const beside = width >= 600;
       room = beside ? width - 240 : width;
       view = null;
-      const about = beside ? [frame, h("div", { class: "le-aside" }, swap, lookedAt, key())] : [swap, frame, lookedAt, key()];
-      stage.append(h("div", { class: `le-mask${beside ? " le-side" : ""}`, "data-chosen-here": chosenHere }, ...about));
+      // A long key stands below the matrix, a short one beside it.
+      const below = beside && chosenHere ? [key()] : [];
+      const aside = beside && !chosenHere ? [key()] : [];
+      const about = beside ? [frame, h("div", { class: "le-aside" }, swap, lookedAt, ...aside)] : [swap, frame, lookedAt, key()];
+      stage.append(h("div", { class: `le-mask${beside ? " le-side" : ""}`, "data-chosen-here": chosenHere }, ...about), ...below);
     },
     draw(step) {
       at = step;

@@ -1,6 +1,6 @@
 """Which query looks at which key in every pass, and what one replaced token changes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llama3_edu.frames_mask import MOST_TOKENS
@@ -25,6 +25,13 @@ class CausalMask(FrameWidget):
 
     name = "causal-mask"
     title = "Who looks at whom"
+
+    @classmethod
+    def important(cls, frames: Mapping[str, Any]) -> Iterable[int]:
+        """The first and the last pass of every run."""
+        steps = frames["steps"]
+        borders = [index for index in range(1, len(steps)) if steps[index]["run"] != steps[index - 1]["run"]]
+        return [*borders, *(index - 1 for index in borders)]
 
     @classmethod
     def fields(cls, frames: Mapping[str, Any]) -> schema.Field:

@@ -55,7 +55,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     notebook = new_notebook(cells=[new_code_cell(source) for source in CELLS], metadata=kernel)
     nbformat.write(notebook, folder / "files" / "widget.ipynb")
     address = f"http://127.0.0.1:{(port := free_port())}"
-    own = {f"JUPYTER{name}_DIR": str(folder / name.strip("_").lower()) for name in ("_CONFIG", "_RUNTIME", "LAB_SETTINGS", "LAB_WORKSPACES")}
+    own = {
+        f"JUPYTER{name}_DIR": str(folder / name.strip("_").lower())
+        for name in ("_CONFIG", "_RUNTIME", "LAB_SETTINGS", "LAB_WORKSPACES")
+    }
     environment = {**os.environ, **own, "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
     command += ["--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={folder / 'files'}"]
