@@ -18,6 +18,7 @@ class BugHunt(FrameWidget):
     """
 
     name = "bug-hunt"
+    most_steps = 64
     title = "Which bug is this?"
 
     @classmethod
