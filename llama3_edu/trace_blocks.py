@@ -179,29 +179,33 @@ class _Pool:
         return None
 
 
-def beam_frames(trace: Trace, *, tokenizer: HasPieces | None = None) -> Frames:
+def beam_frames(trace: Trace, *, prompt: Sequence[int] = (), tokenizer: HasPieces | None = None) -> Frames:
     """Fold what `beam_search`, its `PagedCache` and the pool reported into the frames of a tree of beams over their blocks.
 
     There is one step for every forward pass. A search over another cache, or one that nobody watches, has no blocks to show.
 
     Args:
         trace: what one search reported, and its cache and pool, in the order in which it came.
+        prompt: the tokens the search continued, to be shown before what it found.
         tokenizer: turns token ids into text.
 
     Returns:
-        `prompt_len` and `steps`. A step holds the `position` of the new tokens; the `beams` that go on (`parent`, the row they
+        `prompt` (the texts of its tokens), `prompt_len` and `steps`. A step holds the `position` of the new tokens; the `beams` that go on (`parent`, the row they
         continue, `token`, `score`, and the `blocks` they hold then), the rows `closed`, and the beams that `ended` (`parent`,
         `token`, `score`); the tables of the rows as they were `written` in the forward pass, the blocks `copied` for it as
         `[source, block]`, the blocks `freed` by what was closed; and of the blocks held at the end of the step, how many
         (`num_blocks`), how many there would be `without_sharing`, and which are `shared`.
 
     Raises:
-        ValueError: the trace saw no beam end, so no whole search.
+        ValueError: the trace saw no beam end, so no whole search; or the prompt is of another length.
     """
     if not trace.of(BeamFinished):
         raise ValueError("the trace should hold a run of beam_search; it saw no beam end")
     steps = [_beam_step(index, events, tokenizer) for index, events in enumerate(_forwards(trace))]
-    return {"prompt_len": steps[0]["position"], "steps": steps}
+    prompt_len = steps[0]["position"]
+    if len(prompt) not in (0, prompt_len):
+        raise ValueError(f"the search continued a prompt of {counted(prompt_len, 'token')}; it was given as {len(prompt)}")
+    return {"prompt": token_texts(list(prompt), tokenizer), "prompt_len": prompt_len, "steps": steps}
 
 
 def _forwards(trace: Trace) -> Iterator[list[Event]]:

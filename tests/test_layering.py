@@ -26,7 +26,7 @@ LEVELS = (
         "plots",
         "widgets.schema", "widgets.base",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
-        "widgets.head_groups", "widgets.memory_calculator",
+        "widgets.head_groups", "widgets.memory_calculator", "widgets.beam_tree", "widgets.scheduler_timeline",
         "widgets",
     ),
 )  # fmt: skip

@@ -24,6 +24,8 @@ from llama3_edu.events import (
     Event,
     PrefixReused,
     SequenceAdmitted,
+    SequenceForked,
+    SequencePreempted,
     StepFinished,
     TablesChanged,
 )
@@ -55,9 +57,7 @@ class World:
 
     def __init__(self, *, num_blocks: int = 10, block_size: int = 3) -> None:
         self.trace = Watched(self.counts, *OF_BLOCKS)
-        self.pool = le.BlockPool(
-            SMALL, num_blocks=num_blocks, block_size=block_size, dtype=torch.float64, observer=self.trace
-        )
+        self.pool = le.BlockPool(SMALL, num_blocks=num_blocks, block_size=block_size, dtype=torch.float64, observer=self.trace)
         self.prefix = le.PrefixCache(self.pool, observer=self.trace)
         self.tables: list[list[int]] = []
         self.ids: list[list[int]] = []
@@ -248,6 +248,15 @@ def test_following_the_beams_of_all_steps_gives_what_the_search_returned(eos_id:
     ]
 
 
+def test_the_prompt_is_shown_where_it_is_given_and_has_to_be_the_one_that_was_continued():
+    frames, trace, *_ = search()
+    assert frames["prompt"] == [] and frames["prompt_len"] == 5
+    prompt = random_tokens(1, 5, config=SMALL)[0].tolist()
+    assert le.beam_frames(trace, prompt=prompt)["prompt"] == [f"#{token_id}" for token_id in prompt]
+    with pytest.raises(ValueError, match="a prompt of 5 tokens; it was given as 4"):
+        le.beam_frames(trace, prompt=prompt[1:])
+
+
 def test_a_search_without_blocks_has_beams_all_the_same():
     trace, prompt = le.Trace(), random_tokens(1, 5, config=SMALL)
     le.beam_search(MODEL, prompt, num_beams=3, max_new_tokens=4, observer=trace)
@@ -296,6 +305,12 @@ class Requests:
             self.engine.preempt(chance.choice(self.engine.scheduler.running))
 
 
+def timeline(trace: le.Trace) -> dict[str, list[dict[str, object]]]:
+    """The only run of a trace."""
+    (run,) = le.schedule_frames(trace)["runs"]
+    return run
+
+
 def total(steps: list[dict[str, object]], key: str) -> list[int]:
     return [len(step[key]) if isinstance(step[key], list) else step[key] for step in steps]
 
@@ -303,7 +318,7 @@ def total(steps: list[dict[str, object]], key: str) -> list[int]:
 @pytest.mark.parametrize("seed", range(12))
 def test_the_timeline_says_what_the_engine_s_statistics_say(seed: int):
     requests = Requests(seed)
-    frames = le.schedule_frames(requests.trace)
+    frames = timeline(requests.trace)
     statistics = requests.engine.statistics
     for key in (
         "step", "running", "waiting", "admitted", "preempted", "finished", "prompt_tokens", "decoded_tokens",
@@ -317,11 +332,11 @@ def test_the_timeline_says_what_the_engine_s_statistics_say(seed: int):
 @pytest.mark.parametrize("seed", range(12))
 def test_states_are_those_of_the_scheduler_after_every_step(seed: int):
     requests = Requests(seed)
-    frames = le.schedule_frames(requests.trace)
+    frames = timeline(requests.trace)
     for step, (running, waiting, finished) in zip(frames["steps"], requests.trace.seen, strict=True):
         for request, state, num_tokens in zip(frames["requests"], step["states"], step["num_tokens"], strict=True):
             sequence = request["sequence"]
-            assert (num_tokens > 0) == (state in ("prefill", "decode"))
+            assert (num_tokens > 0) == (state in ("prefill", "recompute", "decode"))
             if state in ("waiting", "preempted"):
                 assert sequence in waiting
             elif state == "running":
@@ -336,11 +351,12 @@ def test_states_are_those_of_the_scheduler_after_every_step(seed: int):
                 assert sequence in running or sequence in finished
     assert [request["reason"] for request in frames["requests"]] == [s.finish_reason for s in requests.sequences]
     assert [request["prompt_len"] for request in frames["requests"]] == [s.prompt_len for s in requests.sequences]
+    assert [request["new_tokens"] for request in frames["requests"]] == [s.num_new_tokens for s in requests.sequences]
 
 
 def test_every_state_comes_up():
-    seen = {state for seed in range(12) for step in le.schedule_frames(Requests(seed).trace)["steps"] for state in step["states"]}
-    assert seen >= {"prefill", "decode", "running", "waiting", "preempted", "attached", "finished", "absent"}
+    seen = {state for seed in range(12) for step in timeline(Requests(seed).trace)["steps"] for state in step["states"]}
+    assert seen >= {"prefill", "recompute", "decode", "running", "waiting", "preempted", "attached", "finished", "absent"}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -372,7 +388,7 @@ def test_forks_wait_for_the_one_they_part_from_and_the_first_takes_its_place():
             engine.cancel(ended)
         engine.step()
     engine.run()
-    frames = le.schedule_frames(trace)
+    frames = timeline(trace)
     assert [step["states"] for step in frames["steps"][:3]] == [
         ["prefill", "attached", "attached", "attached"],
         ["prefill", "finished", "attached", "attached"],
@@ -392,15 +408,61 @@ def test_a_step_that_an_error_broke_off_is_left_out(monkeypatch: pytest.MonkeyPa
         broken.setattr(le.Llama, "next_logits", lambda *_: 1 / 0)
         engine.step()
     engine.run()
-    steps = le.schedule_frames(trace)["steps"]
+    steps = timeline(trace)["steps"]
     for key in ("step", "running", "waiting", "preempted", "prompt_tokens", "decoded_tokens", "recomputed_tokens"):
         assert total(steps, key) == [getattr(step, key) for step in engine.statistics], key
-    assert [step["preempted"] for step in steps][:2] == [[], [0]]
+    assert [step["preempted"] for step in steps][:2] == [[], [[0, 5]]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_who_came_in_parted_and_gave_way_is_told_with_what_it_found_shared_and_lost(seed: int):
+    requests = Requests(seed)
+    steps = timeline(requests.trace)["steps"]
+    told = {key: [tuple(pair) for step in steps for pair in step[key]] for key in ("admitted", "forked", "preempted")}
+    assert told["admitted"] == [(event.sequence, event.num_cached) for event in requests.trace.of(SequenceAdmitted)]
+    assert told["forked"] == [(event.sequence, event.parent) for event in requests.trace.of(SequenceForked)]
+    assert told["preempted"] == [(event.sequence, event.num_lost) for event in requests.trace.of(SequencePreempted)]
+    assert [sum(found for _, found in step["admitted"]) for step in steps] == total(steps, "reused_tokens")
+    again = [sum(state == "recompute" for state in step["states"]) for step in steps]
+    assert [count > 0 for count in again] == [tokens > 0 for tokens in total(steps, "recomputed_tokens")]
+
+
+def test_runs_stand_one_above_the_other_and_the_shorter_one_says_when_it_is_over():
+    traces = {"static": le.Trace(), "continuous": le.Trace()}
+    engines = {}
+    for name, trace in traces.items():
+        engine = engines[name] = le.Engine(MODEL, num_blocks=30, max_batch=2, continuous=name == "continuous", observer=trace)
+        for new in (2, 9, 3, 4):
+            engine.add([1, 2, 3], max_new_tokens=new)
+        engine.run()
+    frames = le.schedule_frames(traces)
+    assert [run["name"] for run in frames["runs"]] == ["static", "continuous"]
+    lengths = [len(engine.statistics) for engine in engines.values()]
+    assert [len(run["steps"]) for run in frames["runs"]] == lengths == [13, 9]
+    for run, trace in zip(frames["runs"], traces.values()):
+        assert {**run, "name": ""} == timeline(trace)
+    assert [step["step"] for step in frames["steps"]] == list(range(13))
+    assert frames["steps"][-1]["summary"].startswith("static: step 13 computes 1 token: decode of sequence 3.")
+    assert frames["steps"][-1]["summary"].endswith("continuous: over after 9 steps.")
+
+
+def test_sixty_requests_are_counted_where_nobody_would_read_their_names():
+    trace = le.Trace()
+    engine = le.Engine(MODEL, num_blocks=30, observer=trace)
+    for _ in range(60):
+        engine.add([1, 2, 3], max_new_tokens=2)
+    engine.run()
+    summaries = [step["summary"] for step in le.schedule_frames(trace)["steps"]]
+    assert "Waiting: 52 sequences." in summaries[0] and max(map(len, summaries)) < 200
 
 
 def test_a_trace_of_no_engine_has_no_timeline():
-    with pytest.raises(ValueError, match="should hold a run of an engine; it saw no step"):
+    with pytest.raises(ValueError, match="the trace should hold a run of an engine; it saw no step"):
         le.schedule_frames(le.Trace())
+    with pytest.raises(ValueError, match="the trace 'static' should hold a run of an engine; it saw no step"):
+        le.schedule_frames({"static": le.Trace()})
+    with pytest.raises(ValueError, match="needs at least one trace; it was given none"):
+        le.schedule_frames({})
 
 
 # -- All of them --

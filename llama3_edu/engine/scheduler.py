@@ -74,6 +74,7 @@ class Scheduler:
         prefix: finds blocks that were computed before.
         max_batch: sequences that run at once.
         max_tokens_per_step: tokens computed per step.
+        continuous: let sequences in while others run. If not, a batch is let in when the last one has ended: static batching.
         observer: is told `SequenceAdmitted`, `SequenceForked` and `SequencePreempted`.
 
     Raises:
@@ -84,12 +85,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: BlockPool, prefix: Prefixes, *, max_batch: int, max_tokens_per_step: int, observer: Observer = ignore
-    ) -> None:
+        self, pool: BlockPool, prefix: Prefixes, *, max_batch: int, max_tokens_per_step: int, continuous: bool = True,
+        observer: Observer = ignore,
+    ) -> None:  # fmt: skip
         for name, value in (("max_batch", max_batch), ("max_tokens_per_step", max_tokens_per_step)):
             if value < 1:
                 raise ValueError(f"{name} should be at least 1; it is {value}")
-        self.max_batch, self.max_tokens_per_step = max_batch, max_tokens_per_step
+        self.max_batch, self.max_tokens_per_step, self.continuous = max_batch, max_tokens_per_step, continuous
         self.waiting: list[Sequence] = []
         """In order of arrival. They hold no blocks."""
         self.running: list[Sequence] = []
@@ -145,6 +147,8 @@ class Scheduler:
             self.preempt(self.running[-1])
 
     def _admit(self) -> None:
+        if self.running and not self.continuous:
+            return
         while self.waiting and self._has_place() and self._fits(self.waiting[0]):
             sequence = self.waiting.pop(0)
             sequence.block_table = self._prefix.acquire(sequence.token_ids, salt=sequence.salt)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-__all__ = ["Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "triangle"]
+__all__ = ["Field", "check", "count", "number", "text", "optional", "one_of", "below", "span", "flags", "each", "triangle"]
 
 Field: TypeAlias = dict[str, Any] | Callable[[str, Any], None]
 """What a value should be: a dictionary of fields, or a function of the value's name and the value that raises ValueError."""
@@ -56,6 +56,15 @@ def number(name: str, value: Any) -> None:
 def count(name: str, value: Any) -> None:
     """A whole number, 0 or above."""
     _require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, name, "a whole number, 0 or above", value)
+
+
+def one_of(*names: str) -> Field:
+    """One of these strings."""
+
+    def check_one_of(name: str, value: Any) -> None:
+        _require(isinstance(value, str) and value in names, name, f"one of {', '.join(names)}", value)
+
+    return check_one_of
 
 
 def below(end: int) -> Field:
