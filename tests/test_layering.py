@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 
 LEVELS = (
     ("config", "positions", "events"),
-    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule", "sizes"),
+    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule", "sizes"),
     (
         "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",
         "cache.paged", "cache",
