@@ -190,8 +190,8 @@ class Pool:
     def _publish(self, event: BlockPublished) -> Told:
         self.published[event.block] = None
         self._now_published[event.block] = None
-        after = "the start of a prompt" if event.parent is None else f"block {event.parent}"
-        return Told("published", f"Block {event.block} is full and can be found by its tokens, behind {after}.", (event.block,))
+        after = "as the start of a prompt" if event.parent is None else f"behind block {event.parent}"
+        return Told("published", f"Block {event.block} is full and can be found by its tokens, {after}.", (event.block,))
 
     def _evict(self, event: BlockEvicted) -> Told:
         del self.published[event.block]

@@ -24,9 +24,10 @@ LEVELS = (
     ),
     (
         "plots",
-        "widgets.schema", "widgets.base",
+        "widgets.schema", "widgets.base", "widgets.pool",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
         "widgets.head_groups", "widgets.memory_calculator", "widgets.beam_tree", "widgets.scheduler_timeline",
+        "widgets.head_groups", "widgets.memory_calculator", "widgets.block_stepper", "widgets.prefix_tree",
         "widgets",
     ),
 )  # fmt: skip

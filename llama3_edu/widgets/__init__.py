@@ -2,11 +2,13 @@
 
 from llama3_edu.widgets.base import FrameWidget
 from llama3_edu.widgets.beam_tree import BeamTree
+from llama3_edu.widgets.block_stepper import BlockStepper
 from llama3_edu.widgets.cache_growth import CacheGrowth
 from llama3_edu.widgets.causal_mask import CausalMask
 from llama3_edu.widgets.decoder_shapes import DecoderShapes
 from llama3_edu.widgets.head_groups import HeadGroups
 from llama3_edu.widgets.memory_calculator import MemoryCalculator
+from llama3_edu.widgets.prefix_tree import PrefixTree
 from llama3_edu.widgets.recompute_triangle import RecomputeTriangle
 from llama3_edu.widgets.scheduler_timeline import SchedulerTimeline
 
@@ -20,4 +22,6 @@ __all__ = [
     "MemoryCalculator",
     "BeamTree",
     "SchedulerTimeline",
+    "BlockStepper",
+    "PrefixTree",
 ]
