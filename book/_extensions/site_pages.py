@@ -60,12 +60,52 @@ def mend_pages(app: Sphinx, error: Exception | None) -> None:
             text = page.read_text(encoding="utf-8")
             text = re.sub(r'\s*<link rel="preload"[^>]*(?:as="font"|fontawesome)[^>]*>', "", text)
             text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+            text = re.sub(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", signature_lines, text, flags=re.DOTALL)
             page.write_text(re.sub(r'\s*<script[^>]*fontawesome[^>]*></script>', "", text), encoding="utf-8")
+
+
+def signature_lines(found: re.Match[str]) -> str:
+    """Return a signature's parameters, a line each; Sphinx writes them as a list of definitions in which nothing is defined."""
+    lines = found[1].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+    return f'<span class="sig-lines">{lines.strip()}</span>'
+
+
+_COLON = "\ue000"
+"""Stands in for a colon that napoleon would take for the end of a type."""
+
+
+def hide_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep sentences with a colon whole: napoleon reads `words: more words` as a type and what it means.
+
+    It does so in the first line of an attribute's text and under Returns; this package has its types in annotations.
+    """
+    after = [0] if what in ("attribute", "data", "property") else []
+    after += [index + 1 for index, line in enumerate(lines[:-1]) if line.strip() in ("Returns:", "Yields:")]
+    for start in after:
+        for index in range(start, len(lines)):
+            if not lines[index].strip():
+                break
+            lines[index] = lines[index].replace(": ", f"{_COLON} ")
+
+
+def show_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Undo `hide_colons` once napoleon has been over the text."""
+    lines[:] = [line.replace(_COLON, ":") for line in lines]
+
+
+def name_defaults(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Write defaults so that Sphinx can read them: `greedy` for `<function greedy>`, `...` for what is made anew each time."""
+    return signature and re.sub(r"<function (\w+)>", r"\1", signature.replace("<factory>", "...")), returns
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", describe)
     app.connect("html-page-context", offer_colab_for_notebooks_alone, priority=AFTER_THE_THEME)
     app.connect("html-page-context", leave_out_thebe, priority=AFTER_THE_THEME)
+    app.connect("autodoc-process-signature", name_defaults)
+    app.connect("autodoc-process-docstring", hide_colons, priority=100)
+    app.connect("autodoc-process-docstring", show_colons, priority=AFTER_THE_THEME)
     app.connect("build-finished", mend_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

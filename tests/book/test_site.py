@@ -1,6 +1,7 @@
 """The built site, read as files: links lead somewhere, no page needs another host, and every page is fit for a screen reader."""
 
 import re
+import types
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -8,6 +9,8 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import pytest
 import yaml
 from bs4 import BeautifulSoup, Tag
+
+import llama3_edu as le
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
@@ -147,3 +150,16 @@ def test_notebooks_offer_colab_and_their_own_file(page: Path, soup: BeautifulSou
     assert soup.select(f'a[href="https://colab.research.google.com/github{tail}"]')
     (download,) = soup.select("a.btn-download-source-button")
     assert (page.parent / download["href"]).resolve().read_bytes() == (ROOT / name).read_bytes()
+
+
+def test_the_reference_has_every_name_of_the_package() -> None:
+    public = {name for name, value in vars(le).items() if name[0] != "_" and not isinstance(value, types.ModuleType)}
+    documented = {place["id"].rpartition(".")[2] for place in soup_of(SITE / "book/api.html").select("dt.sig[id]")}
+    assert public and public - documented == set()
+
+
+def test_the_reference_has_every_module() -> None:
+    package = ROOT / "llama3_edu"
+    modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    headings = {heading.get_text().rstrip("#").strip() for heading in soup_of(SITE / "book/api.html").select("article h3")}
+    assert modules - headings == set()
