@@ -8,7 +8,7 @@ from llama3_edu.events import BeamFinished, BeamsPruned, BlockCopied, BlockFreed
 from llama3_edu.trace import Frames, HasPieces, Trace, counted, listed, quoted, token_texts
 from llama3_edu.trace_pool import Pool, Told, apply_changes, holder_of, makes_step, thinned
 
-__all__ = ["block_frames", "block_states", "beam_frames", "counted", "listed"]
+__all__ = ["block_frames", "block_state", "block_states", "beam_frames", "counted", "listed"]
 
 
 def block_frames(
@@ -36,7 +36,7 @@ def block_frames(
     Returns:
         `num_blocks`, `block_size`, the `holder` (`sequence` or `row`), `rows` (`name` and `tokens`, for every one in `token_ids`),
         a `note` (None: every step is shown) and `steps`. A step holds `what` happened, to which `blocks` and `names` of holders, the
-        `source` of a copy (else None), and the `changes` since the step before it, as `Pool.changes` lists them; `block_states`
+        `source` of a copy (else None), and the `changes` since the step before it, as `Pool.changes` lists them; `block_state`
         puts them together. Tables are as they were last told: a change shows with the next forward pass, reorder, admission or end.
 
     Raises:
@@ -57,21 +57,30 @@ def block_frames(
 
 
 def block_states(frames: Frames) -> Iterator[dict[str, Any]]:
-    """Yield, for every step of `block_frames` or `prefix_frames`, all that is known of the pool then.
+    """Yield, for every step of `block_frames` or `prefix_frames`, what `block_state` returns."""
+    known = _all_free(frames["num_blocks"])
+    for step in frames["steps"]:
+        apply_changes(known, step["changes"])
+        yield _state(known)
 
-    Yields:
+
+def block_state(frames: Frames, step: int) -> dict[str, Any]:
+    """Put the changes of `block_frames` or `prefix_frames` together, up to a step.
+
+    Returns:
         Per block its `ref_counts`, the slots `filled`, and its `owners`; the block `tables` (`name`, `blocks`, `num_tokens`);
         `free` blocks in the order they will be taken, blocks `shared` by several holders, those `published`, and how many were
         evicted so far (`num_evicted`).
     """
-    empty = [0] * frames["num_blocks"]
-    known: dict[str, Any] = {
-        "ref_counts": [*empty], "filled": [*empty], "tables": {}, "free": list(reversed(range(len(empty)))), "published": [],
-        "num_evicted": 0,
-    }  # fmt: skip
-    for step in frames["steps"]:
-        apply_changes(known, step["changes"])
-        yield _state(known)
+    known = _all_free(frames["num_blocks"])
+    for earlier in frames["steps"][: step + 1]:
+        apply_changes(known, earlier["changes"])
+    return _state(known)
+
+
+def _all_free(num_blocks: int) -> dict[str, Any]:
+    counts, free = {"ref_counts": [0] * num_blocks, "filled": [0] * num_blocks}, list(reversed(range(num_blocks)))
+    return {**counts, "tables": {}, "free": free, "published": [], "num_evicted": 0}
 
 
 def _state(known: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,8 @@ class _Tree:
         parent = None if event.parent is None else self._node_of[event.parent]
         self._node_of[event.block] = len(self.nodes)
         self._added.append(len(self.nodes))
+        if self._touched:  # later than those
+            self._touched.append(len(self.nodes))
         self.meant = [len(self.nodes)]
         self.nodes.append({"block": event.block, "parent": parent, "tokens": list(event.token_ids)})
 

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from tiny_models import CONFIG
@@ -20,8 +21,9 @@ class _Life:
     table: list[int]
 
 
+@cache
 def long_life(*, num_blocks: int = 4096, block_size: int = 16, num_events: int = 10_000, running: int = 8) -> le.Trace:
-    """What is reported while `running` sequences at a time grow by up to 100 tokens, end, and make room for others that begin alike."""
+    """What is reported while `running` sequences at a time grow by up to 400 tokens, end, and make room for others that begin alike."""
     chance, trace, lives = random.Random(1), le.Trace(), []
     pool = le.BlockPool(SMALLEST, num_blocks=num_blocks, block_size=block_size, observer=trace)
     prefix = le.PrefixCache(pool, observer=trace)
@@ -34,7 +36,7 @@ def long_life(*, num_blocks: int = 4096, block_size: int = 16, num_events: int =
             lives.append(_Life(name, ids[: len(table) * block_size], table))
             name += 1
         _grow(pool, prefix, chance.choice(lives), chance, trace)
-        if len(lives) == running and (chance.random() < 0.15 or pool.num_available < num_blocks // 8):
+        if len(lives) == running and (chance.random() < 0.4 or pool.num_used - len(prefix) > num_blocks // 2):
             ended = lives.pop(0)
             release_all(pool, ended.table)
             trace(SequenceFinished(sequence=ended.name, reason="length", num_tokens=len(ended.ids)))
@@ -42,7 +44,7 @@ def long_life(*, num_blocks: int = 4096, block_size: int = 16, num_events: int =
 
 
 def _grow(pool: le.BlockPool, prefix: le.PrefixCache, life: _Life, chance: random.Random, trace: le.Trace) -> None:
-    held, more = len(life.ids), chance.randrange(1, 100)
+    held, more = len(life.ids), chance.randrange(1, 400)
     cache = le.PagedCache(pool, [life.table], [held], names=[life.name], observer=trace)
     cache.reserve(torch.arange(held, held + more)[None])
     life.ids += [chance.randrange(8) for _ in range(more)]

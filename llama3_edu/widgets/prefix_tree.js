@@ -72,7 +72,8 @@ function prefixTree(frames, { redraw }) {
 
   function arrange(drawn) {
     const wanted = few ? places : places.filter(({ members }) => members.some((node) => drawn.has(node)));
-    const children = (place) => wanted.filter(({ parent }) => parent === place);
+    const there = new Set(wanted.map(({ index }) => index));
+    const children = (place) => wanted.filter(({ parent }) => (there.has(parent) ? parent : null) === place);
     const lines = [];
     const below = (place, depth) => {
       const own = children(place);
@@ -108,12 +109,19 @@ function prefixTree(frames, { redraw }) {
       s("text", { class: "le-status", x: wide - 8, y: box / 2 + .5, "text-anchor": "end", "dominant-baseline": "central" }, status));
   }
 
+  // The block before this one is not among those shown.
+  function cutLink({ depth, line }) {
+    const { indent, high, box } = view;
+    return s("path", { class: "le-link-cut", d: `M${depth * indent + 12} ${line * high - 1}V${line * high + (high - box) / 2}` });
+  }
+
   // From a block to each block that follows it.
   function links(lines, found) {
     const { indent, high, box } = view;
     const lineOf = new Map(lines.map((entry) => [entry.place.index, entry]));
     return lines.flatMap((entry) => {
       const above = lineOf.get(entry.place.parent);
+      if (!above && entry.place.parent !== null && found.has(entry.place.index)) return [cutLink(entry)];
       if (!above || !found.has(entry.place.index) || !found.has(entry.place.parent)) return [];
       const x = above.depth * indent + 12;
       const from = above.line * high + (high + box) / 2;

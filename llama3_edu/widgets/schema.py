@@ -43,7 +43,7 @@ def row(*fields: Field) -> Field:
     """A list with one item for each of `fields`, which says what the item is."""
 
     def check_row(name: str, value: Any) -> None:
-        each(lambda name, value: None, length=len(fields))(name, value)
+        _require(isinstance(value, list) and len(value) == len(fields), name, f"a list of {len(fields)} items", value)
         for index, (item, field) in enumerate(zip(value, fields)):
             check(f"{name}[{index}]", item, field)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from browser import WIDGET, assert_fits, assert_steps, press, quiet_page, step_of
 from playwright.sync_api import Browser, Locator, Page, expect
+from pool_checks import check_blocks, check_tree
 from widget_pages import MAKERS, page_of
 
 from llama3_edu import widgets
@@ -133,6 +134,8 @@ CHECKS = {
     widgets.CacheGrowth: check_growth,
     widgets.DecoderShapes: check_shapes,
     widgets.HeadGroups: check_groups,
+    widgets.BlockStepper: check_blocks,
+    widgets.PrefixTree: check_tree,
 }
 
 
@@ -192,7 +195,7 @@ def test_play_runs_to_the_end_and_pause_stops_it(cls: type[widgets.FrameWidget],
         page.clock.run_for(5_000)
         assert step_of(widget) == reached
         press(widget, "play")
-        page.clock.run_for(100_000)
+        page.clock.run_for(1_000 * len(FRAMES[cls]["steps"]))
         assert step_of(widget) == len(FRAMES[cls]["steps"]) - 1
         assert widget.locator('[data-action="play"]').get_attribute("aria-label") == "Play"
         at_once = "nodes => nodes.every(node => getComputedStyle(node).transitionDuration === '0s')"
