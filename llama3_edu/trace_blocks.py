@@ -103,7 +103,7 @@ def _state(known: Mapping[str, Any]) -> dict[str, Any]:
 def beam_frames(trace: Trace, *, prompt: Sequence[int] = (), tokenizer: HasPieces | None = None) -> Frames:
     """Fold what `beam_search`, its `PagedCache` and the pool reported into the frames of a tree of beams over their blocks.
 
-    There is one step for every forward pass. A search over another cache, or one that nobody watches, has no blocks to show.
+    There is one step for every forward pass, of which the tree has a column. A search over another cache, or one that nobody watches, has no blocks to show.
 
     Args:
         trace: what one search reported, and its cache and pool, in the order in which it came.
@@ -111,7 +111,8 @@ def beam_frames(trace: Trace, *, prompt: Sequence[int] = (), tokenizer: HasPiece
         tokenizer: turns token ids into text.
 
     Returns:
-        `prompt` (the texts of its tokens), `prompt_len` and `steps`. A step holds the `position` of the new tokens; the `beams` that go on (`parent`, the row they
+        `prompt` (the texts of its tokens), `prompt_len`, `forwards` and `steps`. A step has the index of its `forward`. A forward
+        pass holds the `position` of the new tokens; the `beams` that go on (`parent`, the row they
         continue, `token`, `score`, and the `blocks` they hold then), the rows `closed`, and the beams that `ended` (`parent`,
         `token`, `score`); the tables of the rows as they were `written` in the forward pass, the blocks `copied` for it as
         `[source, block]`, the blocks `freed` by what was closed; and of the blocks held at the end of the step, how many
@@ -122,11 +123,12 @@ def beam_frames(trace: Trace, *, prompt: Sequence[int] = (), tokenizer: HasPiece
     """
     if not trace.of(BeamFinished):
         raise ValueError("the trace should hold a run of beam_search; it saw no beam end")
-    steps = [_beam_step(index, events, tokenizer) for index, events in enumerate(_forwards(trace))]
-    prompt_len = steps[0]["position"]
+    forwards = [_beam_forward(events, tokenizer) for events in _forwards(trace)]
+    prompt_len = forwards[0]["position"]
     if len(prompt) not in (0, prompt_len):
         raise ValueError(f"the search continued a prompt of {counted(prompt_len, 'token')}; it was given as {len(prompt)}")
-    return {"prompt": token_texts(list(prompt), tokenizer), "prompt_len": prompt_len, "steps": steps}
+    steps = [{"forward": index, "summary": _beam_summary(index, forward)} for index, forward in enumerate(forwards)]
+    return {"prompt": token_texts(list(prompt), tokenizer), "prompt_len": prompt_len, "forwards": forwards, "steps": steps}
 
 
 def _forwards(trace: Trace) -> Iterator[list[Event]]:
@@ -136,7 +138,7 @@ def _forwards(trace: Trace) -> Iterator[list[Event]]:
         yield trace.events[start:end]
 
 
-def _beam_step(index: int, events: list[Event], tokenizer: HasPieces | None) -> dict[str, Any]:
+def _beam_forward(events: list[Event], tokenizer: HasPieces | None) -> dict[str, Any]:
     before, pruned, after = _around_pruning(events)
     written = _tables(before)
     position = [event.position for event in events if isinstance(event, (BeamFinished, BeamsPruned))][0]
@@ -147,7 +149,7 @@ def _beam_step(index: int, events: list[Event], tokenizer: HasPieces | None) -> 
     ]
     beams = [] if pruned is None else _beams(pruned, _tables(after), tokenizer)
     held = Counter(block for blocks in ([beam["blocks"] for beam in beams] if beams else written) for block in blocks)
-    step = {
+    return {
         "position": position,
         "beams": beams,
         "closed": [] if pruned is None else list(pruned.closed),
@@ -159,7 +161,6 @@ def _beam_step(index: int, events: list[Event], tokenizer: HasPieces | None) -> 
         "without_sharing": held.total(),
         "shared": sorted(block for block, count in held.items() if count > 1),
     }
-    return step | {"summary": _beam_summary(index, step)}
 
 
 def _around_pruning(events: list[Event]) -> tuple[list[Event], BeamsPruned | None, list[Event]]:
@@ -190,15 +191,15 @@ def _text(token_id: int, tokenizer: HasPieces | None) -> str:
     return token_texts([token_id], tokenizer)[0]
 
 
-def _beam_summary(index: int, step: Mapping[str, Any]) -> str:
-    tokens = ", ".join(quoted(beam["token"]) for beam in step["beams"])
+def _beam_summary(index: int, forward: Mapping[str, Any]) -> str:
+    tokens = ", ".join(quoted(beam["token"]) for beam in forward["beams"])
     summary = f"Step {index + 1}: "
-    summary += f"{counted(len(step['beams']), 'beam')} kept, with {tokens}. " if step["beams"] else "The search ends. "
-    if step["ended"]:
-        summary += f"{counted(len(step['ended']), 'beam')} ended. "
-    if step["closed"]:
-        summary += f"Nothing continues {listed('row', step['closed'])}. "
-    if step["num_blocks"]:
-        summary += f"{counted(step['num_blocks'], 'block')} held, {step['without_sharing']} if nothing were shared; "
-        summary += f"{len(step['copied'])} copied, {len(step['freed'])} freed."
+    summary += f"{counted(len(forward['beams']), 'beam')} kept, with {tokens}. " if forward["beams"] else "The search ends. "
+    if forward["ended"]:
+        summary += f"{counted(len(forward['ended']), 'beam')} ended. "
+    if forward["closed"]:
+        summary += f"Nothing continues {listed('row', forward['closed'])}. "
+    if forward["num_blocks"]:
+        summary += f"{counted(forward['num_blocks'], 'block')} held, {forward['without_sharing']} if nothing were shared; "
+        summary += f"{len(forward['copied'])} copied, {len(forward['freed'])} freed."
     return summary.rstrip()

@@ -214,8 +214,8 @@ class _Timeline:
 
 
 def _named(sequences: Sequence[int]) -> str:
-    """Sequences by their numbers, or how many they are where nobody would read them all."""
-    return listed("sequence", sequences) if len(sequences) <= 6 else counted(len(sequences), "sequence")
+    """Requests by their numbers, or how many they are where nobody would read them all."""
+    return listed("request", sequences) if len(sequences) <= 6 else counted(len(sequences), "request")
 
 
 _HANDLERS: dict[type[Event], Any] = {

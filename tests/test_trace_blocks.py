@@ -226,23 +226,23 @@ def search(
 def test_beams_hold_the_blocks_the_cache_held(num_beams: int, block_size: int):
     frames, trace, cache, _ = search(num_beams=num_beams, block_size=block_size)
     written, followed = trace.seen[::2], trace.seen[1::2]  # one pair per step; nothing follows the last
-    assert [step["written"] for step in frames["steps"]] == [tables for tables, _ in written]
-    assert [[beam["blocks"] for beam in step["beams"]] for step in frames["steps"][:-1]] == [tables for tables, _ in followed]
+    assert [step["written"] for step in frames["forwards"]] == [tables for tables, _ in written]
+    assert [[beam["blocks"] for beam in step["beams"]] for step in frames["forwards"][:-1]] == [tables for tables, _ in followed]
     at_the_end = [*followed, written[-1]]
-    assert [step["num_blocks"] for step in frames["steps"]] == [used for _, used in at_the_end]
-    assert [step["without_sharing"] for step in frames["steps"]] == [sum(map(len, tables)) for tables, _ in at_the_end]
-    for step, (tables, _) in zip(frames["steps"], at_the_end):
+    assert [step["num_blocks"] for step in frames["forwards"]] == [used for _, used in at_the_end]
+    assert [step["without_sharing"] for step in frames["forwards"]] == [sum(map(len, tables)) for tables, _ in at_the_end]
+    for step, (tables, _) in zip(frames["forwards"], at_the_end):
         held = Counter(block for table in tables for block in table)
         assert step["shared"] == sorted(block for block in held if held[block] > 1)
-    assert sum(len(step["copied"]) for step in frames["steps"]) == len(trace.of(BlockCopied))
-    assert sum(len(step["freed"]) for step in frames["steps"]) + cache.pool.num_used == len(trace.of(BlockAllocated))
+    assert sum(len(step["copied"]) for step in frames["forwards"]) == len(trace.of(BlockCopied))
+    assert sum(len(step["freed"]) for step in frames["forwards"]) + cache.pool.num_used == len(trace.of(BlockAllocated))
 
 
 @pytest.mark.parametrize("eos_id", [None, 1, 3])
 def test_following_the_beams_of_all_steps_gives_what_the_search_returned(eos_id: int | None):
     frames, trace, _, found = search(eos_id=eos_id)
     beams, ended = [[]], []
-    for step in frames["steps"]:
+    for step in frames["forwards"]:
         assert step["position"] == 5 + len(beams[0])
         ended += [(end["score"], [*beams[end["parent"]], end["token"]]) for end in step["ended"]]
         continued = {beam["parent"] for beam in step["beams"]}
@@ -252,7 +252,7 @@ def test_following_the_beams_of_all_steps_gives_what_the_search_returned(eos_id:
     assert [score for score, _ in best] == found.scores.tolist()
     for (_, tokens), row in zip(best, found.tokens.tolist()):
         assert [f"#{token_id}" for token_id in row[5 : 5 + len(tokens)]] == tokens
-    assert [[beam["score"] for beam in step["beams"]] for step in frames["steps"] if step["beams"]] == [
+    assert [[beam["score"] for beam in step["beams"]] for step in frames["forwards"] if step["beams"]] == [
         list(event.scores) for event in trace.of(BeamsPruned)
     ]
 
@@ -269,8 +269,8 @@ def test_the_prompt_is_shown_where_it_is_given_and_has_to_be_the_one_that_was_co
 def test_a_search_without_blocks_has_beams_all_the_same():
     trace, prompt = le.Trace(), random_tokens(1, 5, config=SMALL)
     le.beam_search(MODEL, prompt, num_beams=3, max_new_tokens=4, observer=trace)
-    with_blocks = search(num_beams=3)[0]["steps"][:3]
-    for step, other in zip(le.beam_frames(trace)["steps"], with_blocks):
+    with_blocks = search(num_beams=3)[0]["forwards"][:3]
+    for step, other in zip(le.beam_frames(trace)["forwards"], with_blocks):
         assert [(beam["parent"], beam["token"]) for beam in step["beams"]] == [(b["parent"], b["token"]) for b in other["beams"]]
         assert step["num_blocks"] == 0 and all(beam["blocks"] == [] for beam in step["beams"])
     with pytest.raises(ValueError, match="should hold a run of beam_search"):
@@ -452,7 +452,7 @@ def test_runs_stand_one_above_the_other_and_the_shorter_one_says_when_it_is_over
     for run, trace in zip(frames["runs"], traces.values()):
         assert {**run, "name": ""} == timeline(trace)
     assert [step["step"] for step in frames["steps"]] == list(range(13))
-    assert frames["steps"][-1]["summary"].startswith("static: step 13 computes 1 token: decode of sequence 3.")
+    assert frames["steps"][-1]["summary"].startswith("static: step 13 computes 1 token: decode of request 3.")
     assert frames["steps"][-1]["summary"].endswith("continuous: over after 9 steps.")
 
 
@@ -463,7 +463,7 @@ def test_sixty_requests_are_counted_where_nobody_would_read_their_names():
         engine.add([1, 2, 3], max_new_tokens=2)
     engine.run()
     summaries = [step["summary"] for step in le.schedule_frames(trace)["steps"]]
-    assert "Waiting: 52 sequences." in summaries[0] and max(map(len, summaries)) < 200
+    assert "Waiting: 52 requests." in summaries[0] and max(map(len, summaries)) < 200
 
 
 def test_a_trace_of_no_engine_has_no_timeline():

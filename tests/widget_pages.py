@@ -2,6 +2,7 @@
 
 import html
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,42 @@ def prefix_frames(**options: int) -> Frames:
     trace, token_ids, pool = served()
     sizes = {"num_blocks": pool.num_blocks, "block_size": pool.block_size}
     return le.prefix_frames(trace, **sizes, token_ids=token_ids, tokenizer=Words(), **options)
+def beam_frames(num_beams: int = 4, max_new_tokens: int = 8, block_size: int = 3, eos_id: int | None = 35) -> Frames:
+    """A search in which beams are closed, blocks are copied, freed and shared by rows far apart, and beams end before the last."""
+    trace, prompt = le.Trace(), text(5)
+    pool = le.BlockPool(CONFIG, num_blocks=200, block_size=block_size, observer=trace)
+    cache = le.PagedCache(pool, [[]], observer=trace)
+    le.beam_search(
+        small_model(), prompt, num_beams=num_beams, max_new_tokens=max_new_tokens, cache=cache, eos_id=eos_id, observer=trace
+    )
+    return le.beam_frames(trace, prompt=prompt[0].tolist(), tokenizer=Words())
+
+
+def engine_trace(
+    num_requests: int = 7, *, longest: int = 14, num_blocks: int = 11, max_batch: int = 3, continuous: bool = True, seed: int = 9
+) -> le.Trace:
+    """An engine with little room: requests begin alike, one parts in two, one is cancelled, and some give way."""
+    trace, chance = le.Trace(), random.Random(seed)
+    engine = le.Engine(
+        small_model(), num_blocks=num_blocks, block_size=4, max_batch=max_batch, max_tokens_per_step=24, continuous=continuous,
+        observer=trace,
+    )  # fmt: skip
+    common = [chance.randrange(40) for _ in range(8)]
+    for number in range(num_requests):
+        start = common if number % 2 else []
+        prompt = [*start, *(chance.randrange(40) for _ in range(chance.randint(3, 16)))]
+        sequence = engine.add(prompt, max_new_tokens=chance.randint(longest // 3, longest))
+        if number == 2:
+            engine.fork(sequence, choose=le.greedy)
+        if number == 4:
+            engine.step()
+            engine.cancel(sequence)
+    engine.run()
+    return trace
+
+
+def schedule_frames() -> Frames:
+    return le.schedule_frames({"static": engine_trace(continuous=False, num_blocks=40), "continuous": engine_trace()})
 
 
 MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
@@ -99,6 +136,8 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.MemoryCalculator: le.calculator_frames,
     widgets.BlockStepper: block_frames,
     widgets.PrefixTree: prefix_frames,
+    widgets.BeamTree: beam_frames,
+    widgets.SchedulerTimeline: schedule_frames,
 }
 
 

@@ -48,7 +48,7 @@ class Engine:
         max_tokens_per_step: tokens computed per step. A longer prompt is computed in chunks, beside sequences that are further
             on.
         continuous: let requests join while others run. If not, the next batch begins when the last one has ended, which is
-            called static batching: the places of requests that end early stay empty. A batch is what the first step lets in.
+            called static batching: the places of requests that end early stay empty.
         prefix_caching: keep the blocks of sequences that ended, for others that begin alike.
         bits: 8, 4 or 2: full blocks are quantised. None: numbers are kept as they come.
         observer: is told everything: what the pool, the prefix cache and the scheduler report, `SequenceAdded`, `StepScheduled`,

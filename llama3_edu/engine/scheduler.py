@@ -158,8 +158,9 @@ class Scheduler:
             self._observer(SequenceAdmitted(sequence=sequence.id, num_cached=sequence.num_cached, num_tokens=num_tokens))
 
     def _has_place(self) -> bool:
-        """Say whether one more sequence could take part in this step."""
-        return len(self.running) < self.max_batch and sum(self._pending()) < self.max_tokens_per_step
+        """Say whether there is a place for one more sequence and, unless a whole batch begins, tokens for it in this step."""
+        has_tokens = sum(self._pending()) < self.max_tokens_per_step
+        return len(self.running) < self.max_batch and (has_tokens or not self.continuous)
 
     def _fits(self, sequence: Sequence) -> bool:
         """Say whether there are blocks for all tokens so far, this sequence's and the others', and one more for each other."""

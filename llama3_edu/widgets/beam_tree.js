@@ -1,7 +1,7 @@
 // The tree of a search: a column for each forward pass, a node for each beam. Below it the block tables of the beams that go on.
 
 function beamTree(frames) {
-  const { steps, prompt, prompt_len: promptLen } = frames;
+  const { forwards: steps, prompt, prompt_len: promptLen } = frames; // a step of the tree is a forward pass
   const hasBlocks = steps.some((step) => step.written.length);
   const rowsOf = (step) => steps[step].beams.length + steps[step].ended.length;
   const mostRows = Math.max(...steps.map((_, step) => rowsOf(step)));
@@ -40,11 +40,17 @@ function beamTree(frames) {
     return [index, row];
   }
 
-  // What has become of each node by now: it ended, somebody goes on from it, or nobody does.
+  // What has become of each node by now: it ended, it leads to a beam that goes on or has ended, or it leads nowhere.
   function fates(step) {
     const alive = new Set();
     const goOn = steps[step].beams.map((_, row) => [step, row]);
-    for (const tip of goOn) for (const place of pathOf(...tip)) alive.add(keyOf(place));
+    const ended = steps.slice(0, step + 1).flatMap((own, index) => own.ended.map((_, place) => [index, own.beams.length + place]));
+    for (let [index, row] of [...goOn, ...ended]) {
+      for (; index >= 0 && !alive.has(keyOf([index, row])); index -= 1) {
+        alive.add(keyOf([index, row]));
+        row = nodeOf(index, row).parent;
+      }
+    }
     return (index, row) => {
       const node = nodeOf(index, row);
       if (node.ended) return "ended";
@@ -57,7 +63,7 @@ function beamTree(frames) {
 
   function textOf(path) {
     const tokens = path.map(([step, row]) => nodeOf(step, row).token);
-    const plain = (pieces) => (pieces.some((piece) => piece.startsWith("#")) ? pieces.join(" ") : pieces.join("").replaceAll("␣", " "));
+    const plain = (pieces) => (pieces.some((piece) => piece.startsWith("#")) ? pieces.join(" ") : pieces.join("").replaceAll("␣", " ").replaceAll("\\n", " ↵ "));
     return [prompt.length ? plain(prompt) : `prompt of ${plural(promptLen, "token")}`, plain(tokens)];
   }
 
@@ -116,7 +122,7 @@ function beamTree(frames) {
     const two = tall > 30;
     const letters = Math.max(2, Math.floor((boxWide - 14) / 7.3));
     const node = s("g", { class: "le-beam", "data-step": step, "data-row": row, "data-state": state, "data-score": score, "data-token": token },
-      s("rect", { class: "le-reach", x: across(step) + 8, y: y - tall / 2, width: view.column, height: tall }),
+      s("rect", { class: "le-reach", x: across(step) + 6, y: y - tall / 2, width: view.column - 6, height: tall }),
       s("rect", { class: "le-beam-box", x, y: y - boxHigh / 2, width: boxWide, height: boxHigh, rx: ended ? 2 : Math.min(9, boxHigh / 2) }),
       s("text", { class: "le-token le-beam-token", x: x + boxWide / 2, y: y - (two ? 7.5 : 0), "text-anchor": "middle", "dominant-baseline": "central" }, shorten(token, letters)));
     if (two) node.append(s("text", { class: "le-beam-score", x: x + boxWide / 2, y: y + 9, "text-anchor": "middle", "dominant-baseline": "central" }, scoreOf(score)));
@@ -145,7 +151,7 @@ function beamTree(frames) {
     set(view.rootMark, { visibility: view.start ? "hidden" : null });
     set(view.earlier, { visibility: view.start ? null : "hidden" });
     set(view.rootMark, { cy: view.top + tall / 2 });
-    view.windowName.textContent = shown < steps.length ? `positions ${steps[view.start].position} to ${steps[view.start + shown - 1].position} of ${promptLen} to ${steps[steps.length - 1].position}` : "";
+    view.windowName.textContent = shown < steps.length ? `positions ${steps[view.start].position} to ${steps[view.start + shown - 1].position} (of ${promptLen} to ${steps[steps.length - 1].position})` : "";
   }
 
   function drawWords() {
@@ -153,12 +159,12 @@ function beamTree(frames) {
     const node = nodeOf(step, row);
     const state = fates(at)(step, row);
     const words = {
-      alive: step === at ? (row === 0 ? "the best beam so far" : `beam ${row + 1} of ${steps[step].beams.length}`) : "beams go on from here",
-      ended: "ended", closed: "closed: nothing continues it", left: "all that came of it is closed or has ended",
+      alive: step === at ? (row === 0 ? "the best beam so far" : `beam ${row + 1} of ${steps[step].beams.length}`) : "others continue it",
+      ended: "ended", closed: "closed: nothing continues it", left: "left behind: all that continued it is closed",
     };
     const [before, found] = textOf(pathOf(step, row));
     const blocks = node.blocks && node.blocks.length ? ` Blocks ${node.blocks.join(", ")}.` : "";
-    view.about.textContent = `Position ${steps[step].position}, ${words[state]}. ${node.ended ? "Final score" : "Score"} ${scoreOf(node.score)}.${step === at ? blocks : ""}`;
+    view.about.textContent = `Position ${steps[step].position}, ${words[state]}. ${node.ended ? `Final score, length penalty included: ${scoreOf(node.score)}` : `Score ${scoreOf(node.score)}`}.${step === at ? blocks : ""}`;
     view.text.replaceChildren(h("span", { class: "le-small" }, before), " ", h("span", { class: "le-found" }, found.trim() || found));
   }
 
@@ -196,12 +202,15 @@ function beamTree(frames) {
     const x = plan.left + (column - plan.start) * plan.column + 20;
     const rows = new Map();
     tables.forEach((table, row) => { if (table.length > column) rows.set(table[column], [...(rows.get(table[column]) || []), row]); });
+    let ties = 0;
     return [...rows].map(([block, held]) => {
       const node = s("g", { class: "le-held", "data-block": block, "data-index": column, "data-rows": held.join(" "), "data-state": held.length > 1 ? "shared" : "alone", "data-looked": own.has(block) });
       const groups = held.reduce((runs, row) => { const run = runs[runs.length - 1]; if (run && run[run.length - 1] === row - 1) run.push(row); else runs.push([row]); return runs; }, []);
       if (groups.length > 1) {
         const y = (row) => plan.top + (row + .5) * plan.tall;
-        node.append(s("path", { class: "le-tie", d: `M${x + plan.wide + 5} ${y(held[0])}V${y(held[held.length - 1])}${groups.map((run) => `M${x + plan.wide} ${y(run[0])}h5`).join("")}` }));
+        const out = 4 + 4 * (ties % 3); // each tie of a column has a line of its own
+        ties += 1;
+        node.append(s("path", { class: "le-tie", d: `M${x + plan.wide + out} ${y(groups[0][0])}V${y(groups[groups.length - 1][0])}${groups.map((run) => `M${x + plan.wide} ${y(run[0])}h${out}`).join("")}` }));
       }
       for (const run of groups) {
         const y = plan.top + run[0] * plan.tall + 3;
@@ -272,7 +281,7 @@ function beamTree(frames) {
       bar.style.width = `${100 * count / whole}%`;
       set(node, { "data-count": count });
     }
-    view.moved.textContent = `${plural(copied.length, "block")} copied and ${copied.length === 0 && freed.length === 0 ? "none" : freed.length} freed in this step.`;
+    view.moved.textContent = `${plural(copied.length, "block")} copied, ${freed.length} freed in this step.`;
   }
 
   function counter(kind, words) {
@@ -312,7 +321,8 @@ function beamTree(frames) {
     view.about = h("p", { class: "le-small" });
     view.text = h("p", { class: "le-beam-text" });
     const head = h("div", { class: "le-panel-head" }, h("p", { class: "le-run-name" }, h("span", { class: "le-name" }, "beams, by position"), view.windowName));
-    return h("div", {}, head, view.picture, h("div", { class: "le-looked", "aria-live": "polite" }, view.about, view.text));
+    view.looked = h("div", { class: "le-looked", "aria-live": "polite" }, view.about, view.text);
+    return h("div", {}, head, view.picture, view.looked);
   }
 
   function key() {
@@ -321,9 +331,17 @@ function beamTree(frames) {
         : s("rect", { class: "le-beam-box", x: 1, y: 2.5, width: state === "ended" || state === "closed" ? 9 : 12, height: 9, rx: state === "ended" ? 1 : 4 }),
       ...(state === "ended" ? [s("path", { class: "le-end", d: "M13 2.5v9" })] : []),
       ...(state === "closed" ? [s("path", { class: "le-cut", d: "M11 5l4 4m0 -4l-4 4" })] : []));
-    const words = [["alive", "a beam others continue"], ["best", "the best path"], ["closed", "closed: nothing continues it"]];
+    const words = [["alive", "a beam that goes on"], ["best", "the best path"], ["looked", "the chosen path and its blocks"], ["closed", "closed: nothing continues it"]];
     if (steps.some((step) => step.ended.length)) words.push(["ended", "ended, with its final score"]);
     return legend(words, swatch);
+  }
+
+  // The longest text decides how tall its place is, so that what is below it does not move.
+  function leaveRoom() {
+    const [before, found] = textOf(pathOf(...bestOf(steps.length - 1)));
+    view.about.textContent = "Position 0, left behind: all that continued it is closed. Score −00.00.";
+    view.text.textContent = `${before} ${found}`;
+    view.looked.style.minHeight = `${view.looked.offsetHeight + 22}px`;
   }
 
   function drawAll() {
@@ -336,9 +354,10 @@ function beamTree(frames) {
     layout(stage, width) {
       const parts = [build(width), key(), ...(hasBlocks ? [buildBlocks(width)] : [])];
       stage.append(h("div", { class: "le-beams" }, ...parts));
+      leaveRoom();
     },
     draw(step) {
-      at = step;
+      at = frames.steps[step].forward;
       drawAll();
     },
   };

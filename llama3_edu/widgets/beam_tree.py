@@ -24,7 +24,7 @@ class BeamTree(FrameWidget):
     def fields(cls, frames: Mapping[str, Any]) -> schema.Field:
         blocks = schema.each(schema.count)
         ended = {"parent": schema.count, "token": schema.text, "score": schema.number}
-        step = {
+        forward = {
             "position": schema.count,
             "beams": schema.each({**ended, "blocks": blocks}),
             "closed": blocks,
@@ -36,17 +36,17 @@ class BeamTree(FrameWidget):
             "without_sharing": schema.count,
             "shared": blocks,
         }
-        fields = {"prompt": schema.each(schema.text), "prompt_len": schema.count, "steps": schema.each(step)}
+        fields = {"prompt": schema.each(schema.text), "prompt_len": schema.count, "forwards": schema.each(forward, least=1)}
         schema.check("frames", frames, fields)
-        cls._check_parents(frames["steps"])
-        return fields
+        cls._check_parents(frames["forwards"])
+        return {"steps": schema.each({"forward": schema.below(len(frames["forwards"]))})}
 
     @staticmethod
-    def _check_parents(steps: list[dict[str, Any]]) -> None:
-        """A beam continues a row of the step before; the first ones continue the prompt."""
+    def _check_parents(forwards: list[dict[str, Any]]) -> None:
+        """A beam continues a row of the forward pass before; the first ones continue the prompt."""
         rows = 1
-        for index, step in enumerate(steps):
+        for index, forward in enumerate(forwards):
             for what in ("beams", "ended"):
-                for place, beam in enumerate(step[what]):
-                    schema.check(f"frames['steps'][{index}]['{what}'][{place}]['parent']", beam["parent"], schema.below(rows))
-            rows = len(step["beams"])
+                for place, beam in enumerate(forward[what]):
+                    schema.check(f"frames['forwards'][{index}]['{what}'][{place}]['parent']", beam["parent"], schema.below(rows))
+            rows = len(forward["beams"])

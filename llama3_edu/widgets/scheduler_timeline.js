@@ -15,19 +15,15 @@ function schedulerTimeline(frames) {
   let pointedAt = null; // the request under the pointer
   let views = [];
   let lookedAt = null;
+  let roomForLife = ""; // how tall the longest life is
+  let narrow = false;
 
   const plural = (count, noun) => `${grouped(count)} ${noun}${count === 1 ? "" : "s"}`;
   const last = (run) => Math.min(at, run.steps.length - 1);
 
   // -- A request's life in words --
 
-  const ENDS = {
-    stop: (tokens) => `with ${tokens}: it came to a stop`,
-    length: (tokens) => `with ${tokens}, as many as were asked for`,
-    cancelled: (tokens) => `with ${tokens}: it was cancelled`,
-    refused: () => "at once: it could never fit",
-    failed: (tokens) => `with ${tokens}: something went wrong`,
-  };
+  const ENDS = { stop: "it came to a stop", length: "all it asked for", cancelled: "cancelled", refused: "refused: it could never fit", failed: "an error" };
 
   function happenings(run, index) {
     const told = [];
@@ -36,17 +32,17 @@ function schedulerTimeline(frames) {
       const place = `step ${own.step + 1}`;
       if (run.requests[index].arrived === step) told.push(`arrives for ${place}`);
       for (const [, lost] of own.preempted.filter(([who]) => who === index)) {
-        told.push(`gives way in ${place} and loses what was kept of ${plural(lost, "token")}`);
+        told.push(`gives way in ${place}, ${plural(lost, "token")} lost`);
       }
       for (const [, found] of own.admitted.filter(([who]) => who === index)) {
         const after = waited ? ` after ${plural(waited, "step")} of waiting` : "";
-        told.push(`is let in for ${place}${after}${found ? `, with ${plural(found, "token")} found in the prefix cache` : ""}`);
+        told.push(`joins ${place}${after}${found ? `, ${plural(found, "token")} found in the prefix cache` : ""}`);
         waited = 0;
       }
       for (const [, parent] of own.forked.filter(([who]) => who === index)) told.push(`parts from request ${parent} in ${place}`);
       if (own.finished.includes(index)) {
         const { reason, new_tokens: tokens } = run.requests[index];
-        told.push(`ends in ${place} ${(ENDS[reason] || ((count) => `with ${count}: ${reason}`))(plural(tokens, "new token"))}`);
+        told.push(`ends in ${place} with ${plural(tokens, "new token")} (${ENDS[reason] || reason})`);
       }
       if (own.states[index] === "waiting" || own.states[index] === "preempted") waited += 1;
     });
@@ -75,7 +71,8 @@ function schedulerTimeline(frames) {
     const index = pointedAt === null ? pinned : pointedAt;
     const lines = index === null
       ? ["Point at a request, choose one above, or focus a picture and use the up and down arrow keys."]
-      : runs.filter((run) => run.requests[index]).map((run) => (run.name ? h("span", {}, h("b", {}, run.name), ` ${life(run, index)}`) : life(run, index)));
+      : runs.filter((run) => run.requests[index]).map((run) => (run.name ? h("span", {}, h("b", {}, `${run.name}:`), ` ${life(run, index)}`) : life(run, index)));
+    lookedAt.style.minHeight = narrow && pinned === null ? "" : roomForLife; // on a phone nothing is pointed at, so no room is kept for it
     lookedAt.replaceChildren(...lines.flatMap((line, place) => (place ? [h("br"), line] : [line])));
     for (const view of views) {
       const here = index !== null && index < view.run.requests.length;
@@ -84,8 +81,20 @@ function schedulerTimeline(frames) {
     }
   }
 
+  // The longest life decides how tall its place is, so that what is below it does not move.
+  function leaveRoom() {
+    at = longest - 1;
+    const lives = Array.from({ length: most }, (_, index) => runs.filter((run) => run.requests[index]).map((run) => h("span", {}, `${run.name}: ${life(run, index)}`, h("br"))));
+    const length = (spans) => spans.reduce((sum, span) => sum + span.textContent.length, 0);
+    lookedAt.replaceChildren(...lives.reduce((best, one) => (length(one) > length(best) ? one : best)));
+    roomForLife = `${lookedAt.offsetHeight}px`;
+  }
+
   const names = Array.from({ length: most }, (_, index) => `${index}`);
-  const picker = dropdown("Request", ["none", ...names], (index) => { pinned = index ? index - 1 : null; look(); });
+  const picker = dropdown("Request", ["none", ...names], (index) => {
+    pinned = index ? index - 1 : null;
+    look();
+  });
 
   function pin(index) {
     pinned = index;
@@ -178,7 +187,7 @@ function schedulerTimeline(frames) {
     return [
       ...own.forked.map(([index, parent]) => marker("forked", index, step, `M${x + cell / 2} ${middle(parent)}V${middle(index)}`)),
       ...own.preempted.map(([index]) => marker("preempted", index, step, cross(x + Math.max(size, Math.min(cell / 2, 7)), middle(index), size))),
-      ...own.admitted.filter(([, found]) => found).map(([index]) => marker("found", index, step, diamond(x + 1, middle(index), size + .8))),
+      ...own.admitted.filter(([, found]) => found).map(([index]) => marker("found", index, step, diamond(cell > 8 ? x - size : x + 1, middle(index), size + .8))),
       ...own.finished.map((index) => marker("finished", index, step, ends(index))),
     ];
   }
@@ -212,7 +221,7 @@ function schedulerTimeline(frames) {
       ...inWindow.flatMap((step) => totals(view, run, index, step)),
       ...inWindow.flatMap((step) => moments(view, run, step)));
     const stride = every(cell, 30);
-    view.numbers = inWindow.filter((step) => (step + 1) % stride === 0 || (step === 0 && stride <= 5)).map((step) =>
+    view.numbers = inWindow.filter((step) => (step + 1) % stride === 0 || (step === 0 && stride === 5)).map((step) =>
       s("text", { class: "le-row", "data-step": step, x: left + (step - start + .5) * cell, y: top - 12, "text-anchor": "middle", "dominant-baseline": "central" }, step + 1));
     view.axis.replaceChildren(...view.numbers);
     view.windowName.textContent = shown < longest ? `steps ${start + 1} to ${start + shown} of ${longest}` : "";
@@ -267,7 +276,7 @@ function schedulerTimeline(frames) {
     const through = last(run);
     const over = at >= run.steps.length;
     const x = left + (at - start) * cell;
-    set(view.clip, { width: 6 + Math.max(0, through + 1 - start) * cell + .5 });
+    set(view.clip, { width: 6 + Math.max(0, through + 1 - start) * cell });
     set(view.past, { "data-through": through });
     set(view.column, { x, visibility: over ? "hidden" : null });
     set(view.now, { x: Math.max(x + cell / 2, left + 4), visibility: over ? "hidden" : null });
@@ -282,8 +291,8 @@ function schedulerTimeline(frames) {
     const taken = batches[index].slice(0, through + 1).reduce((sum, count) => sum + count, 0);
     const offered = (through + 1) * places;
     const ended = run.requests.filter((_, request) => own.states[request] === "finished" || own.finished.includes(request)).length;
-    view.big.textContent = `${Math.round(100 * taken / offered)} %`;
-    view.small.textContent = `of all places used so far, ${grouped(taken)} of ${grouped(offered)}; ${ended} of ${plural(run.requests.length, "request")} ended`;
+    view.big.textContent = `${Math.floor(100 * taken / offered)} %`;
+    view.small.textContent = `of the batches' places taken so far, ${grouped(taken)} of ${grouped(offered)}; ${ended} of ${plural(run.requests.length, "request")} ended`;
     set(view.panel, { "data-taken": taken, "data-offered": offered, "data-ended": ended });
     view.formula.textContent = over ? `Over after ${plural(run.steps.length, "step")}.`
       : `Step ${own.step + 1}: ${batches[index][through]} of ${plural(places, "place")}, ${plural(tokensOf(own), "token")}: ${own.prompt_tokens} of prompts, ${own.decoded_tokens} decoded, ${own.recomputed_tokens} computed again.`;
@@ -316,10 +325,11 @@ function schedulerTimeline(frames) {
   return {
     options: [picker],
     layout(stage, width) {
+      narrow = width < 480;
       lookedAt = h("p", { class: "le-looked", "aria-live": "polite" });
-      lookedAt.style.minHeight = `${(width < 480 ? 7.4 : 2.9) * runs.length}em`;
       views = runs.map((run, index) => build(run, index, width));
       stage.append(h("div", { class: "le-panels" }, ...views.map((view) => view.panel)), lookedAt, key());
+      leaveRoom();
     },
     draw(step) {
       at = steps[step].step;

@@ -83,15 +83,6 @@ def count(name: str, value: Any) -> None:
     _require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, name, "a whole number, 0 or above", value)
 
 
-def one_of(*names: str) -> Field:
-    """One of these strings."""
-
-    def check_one_of(name: str, value: Any) -> None:
-        _require(isinstance(value, str) and value in names, name, f"one of {', '.join(names)}", value)
-
-    return check_one_of
-
-
 def below(end: int) -> Field:
     """A whole number from 0 to `end - 1`."""
 
@@ -100,6 +91,11 @@ def below(end: int) -> Field:
         _require(value < end, name, f"below {end}", value)
 
     return check_below
+
+
+def one_of(*values: str) -> Field:
+    """One of these strings."""
+    return lambda name, value: _require(value in values, name, f"one of {', '.join(values)}", value)
 
 
 def span(end: int) -> Field:

@@ -119,6 +119,15 @@ def test_a_static_batch_ends_before_the_next_begins() -> None:
     assert played.step() == [(2, 3), (3, 3)]
 
 
+def test_a_static_batch_is_filled_even_where_its_prompts_take_several_steps() -> None:
+    played = Played(num_blocks=20, max_batch=3, continuous=False)
+    played.add(sequence(0, 12), sequence(1, 9), sequence(2, 2), sequence(3, 2))
+    assert played.step() == [(0, 10)]
+    assert (played.running(), played.waiting()) == ([0, 1, 2], [3])
+    assert played.step() == [(0, 2), (1, 8)]
+    assert played.step() == [(0, 1), (1, 1), (2, 2)]
+
+
 def test_a_long_prompt_is_computed_in_chunks_beside_next_tokens() -> None:
     played = Played(num_blocks=20)
     played.add(sequence(0, 2))

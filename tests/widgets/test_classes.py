@@ -41,6 +41,46 @@ BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("prefix-tree", ("nodes", 0, "tokens"), ["a"], r"frames\['nodes'\]\[0\]\['tokens'\] should have 4 items; it has 1"),
     ("prefix-tree", ("steps", 3, "changes", "added"), [99], r"\['changes'\]\['added'\]\[0\] should be below \d+; it is 99"),
     ("prefix-tree", ("steps", 1, "prompt"), {"name": 0}, r"\['prompt'\] should have a field 'num_cached'; it has 'name'"),
+    (
+        "beam-tree",
+        ("forwards", 2, "beams", 1, "parent"),
+        4,
+        r"frames\['forwards'\]\[2\]\['beams'\]\[1\]\['parent'\] should be below 4",
+    ),
+    (
+        "beam-tree",
+        ("forwards", 0, "ended"),
+        [{"parent": 1, "token": "a", "score": 0}],
+        r"\['ended'\]\[0\]\['parent'\] should be below 1",
+    ),
+    ("beam-tree", ("forwards", 1, "beams", 0, "score"), float("-inf"), r"\['beams'\]\[0\]\['score'\] should be a finite number"),
+    (
+        "beam-tree",
+        ("forwards", 1, "copied"),
+        [[1, 2, 3]],
+        r"frames\['forwards'\]\[1\]\['copied'\]\[0\] should have 2 items; it has 3",
+    ),
+    ("beam-tree", ("steps", 2, "forward"), 8, r"frames\['steps'\]\[2\]\['forward'\] should be below 8; it is 8"),
+    ("scheduler-timeline", ("runs",), [], r"frames\['runs'\] should have at least 1 items; it has 0"),
+    ("scheduler-timeline", ("steps", 3, "step"), 99, r"frames\['steps'\]\[3\]\['step'\] should be below 34; it is 99"),
+    (
+        "scheduler-timeline",
+        ("runs", 1, "steps", 2, "states", 0),
+        "asleep",
+        r"frames\['runs'\]\[1\]\['steps'\]\[2\]\['states'\]\[0\] should be one of absent, .*; it is 'asleep'",
+    ),
+    (
+        "scheduler-timeline",
+        ("runs", 0, "steps", 5, "num_tokens"),
+        [1],
+        r"\['steps'\]\[5\]\['num_tokens'\] should have 8 items; it has 1",
+    ),
+    (
+        "scheduler-timeline",
+        ("runs", 0, "requests", 2, "parent"),
+        8,
+        r"\['requests'\]\[2\]\['parent'\] should be below 8; it is 8",
+    ),
     ("decoder-shapes", ("next", 0, "percent"), float("nan"), r"frames\['next'\]\[0\]\['percent'\] should be a finite number"),
 ]
 
