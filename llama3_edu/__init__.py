@@ -25,6 +25,7 @@ from llama3_edu.hardware import default_device
 from llama3_edu.memory import format_bytes, kv_bytes, kv_bytes_per_token, max_batch, parameter_count, weight_bytes
 from llama3_edu.model import Attention, Block, FeedForward, Llama, RMSNorm
 from llama3_edu.positions import PAD, causal_mask, left_pad, right_pad
+from llama3_edu.quantisation_frames import quantisation_frames
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
 from llama3_edu.sampling import greedy, sampler
 from llama3_edu.sizes import calculator_frames, head_group_frames

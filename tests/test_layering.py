@@ -19,14 +19,14 @@ LEVELS = (
     ),
     ("model", "checkpoint"),
     (
-        "generate", "probe", "frames", "beam",
+        "generate", "probe", "frames", "quantisation_frames", "beam",
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),
     (
         "plots",
         "widgets.schema", "widgets.base",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
-        "widgets.head_groups", "widgets.memory_calculator",
+        "widgets.head_groups", "widgets.memory_calculator", "widgets.quantisation_error",
         "widgets",
     ),
 )  # fmt: skip

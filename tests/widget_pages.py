@@ -59,6 +59,12 @@ def shape_frames(length: int = 8) -> Frames:
     return le.shape_frames(small_model(), text(length), tokenizer=Words())
 
 
+def quantisation_frames(length: int = 16) -> Frames:
+    return le.quantisation_frames(
+        small_model(), text(length), layer=1, head=1, bits=(4, 2), group_sizes=(16, 4), tokenizer=Words()
+    )
+
+
 MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.RecomputeTriangle: recompute_frames,
     widgets.CausalMask: perturbation_frames,
@@ -66,6 +72,7 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.DecoderShapes: shape_frames,
     widgets.HeadGroups: lambda: le.head_group_frames(CONFIG),
     widgets.MemoryCalculator: le.calculator_frames,
+    widgets.QuantisationError: quantisation_frames,
 }
 
 

@@ -6,6 +6,16 @@ from llama3_edu.widgets.causal_mask import CausalMask
 from llama3_edu.widgets.decoder_shapes import DecoderShapes
 from llama3_edu.widgets.head_groups import HeadGroups
 from llama3_edu.widgets.memory_calculator import MemoryCalculator
+from llama3_edu.widgets.quantisation_error import QuantisationError
 from llama3_edu.widgets.recompute_triangle import RecomputeTriangle
 
-__all__ = ["FrameWidget", "RecomputeTriangle", "CausalMask", "CacheGrowth", "DecoderShapes", "HeadGroups", "MemoryCalculator"]
+__all__ = [
+    "FrameWidget",
+    "RecomputeTriangle",
+    "CausalMask",
+    "CacheGrowth",
+    "DecoderShapes",
+    "HeadGroups",
+    "MemoryCalculator",
+    "QuantisationError",
+]

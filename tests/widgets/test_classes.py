@@ -28,6 +28,9 @@ BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("head-groups", ("n_heads",), 3, r"frames\['steps'\]\[0\]\['groups'\] should have 3 items; it has 4"),
     ("memory-calculator", ("steps", 1, "card"), 99, r"frames\['steps'\]\[1\]\['card'\] should be below 6; it is 99"),
     ("memory-calculator", ("models", 2, "parameters"), 8e9, r"frames\['models'\]\[2\]\['parameters'\] should be a whole number"),
+    ("quantisation-error", ("steps", 3, "errors", 2), [1], r"\['steps'\]\[3\]\['errors'\]\[2\] should have 16 items; it has 1"),
+    ("quantisation-error", ("steps", 0, "worst", "channel"), 16, r"\['worst'\]\['channel'\] should be below 16; it is 16"),
+    ("quantisation-error", ("keys", 0, 1), float("inf"), r"frames\['keys'\]\[0\]\[1\] should be a finite number; it is inf"),
     ("decoder-shapes", ("next", 0, "percent"), float("nan"), r"frames\['next'\]\[0\]\['percent'\] should be a finite number"),
 ]
 
