@@ -31,5 +31,6 @@ from llama3_edu.sampling import greedy, sampler
 from llama3_edu.sizes import calculator_frames, head_group_frames
 from llama3_edu.tokenizer import Tokenizer
 from llama3_edu.trace import Trace, growth_frames, recompute_frames
-from llama3_edu.trace_blocks import beam_frames, block_frames
+from llama3_edu.trace_blocks import beam_frames, block_frames, block_states
+from llama3_edu.trace_prefix import prefix_frames
 from llama3_edu.trace_schedule import schedule_frames

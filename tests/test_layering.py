@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 
 LEVELS = (
     ("config", "positions", "events"),
-    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule", "sizes"),
+    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule", "sizes"),
     (
         "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",
         "cache.paged", "cache",
@@ -24,9 +24,9 @@ LEVELS = (
     ),
     (
         "plots",
-        "widgets.schema", "widgets.base",
+        "widgets.schema", "widgets.base", "widgets.pool",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
-        "widgets.head_groups", "widgets.memory_calculator", "widgets.quantisation_error",
+        "widgets.head_groups", "widgets.memory_calculator", "widgets.block_stepper", "widgets.prefix_tree", "widgets.quantisation_error",
         "widgets",
     ),
 )  # fmt: skip

@@ -5,6 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import colab
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -17,17 +18,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COLAB = {
-    "anywidget": "0.9.21",
-    "huggingface-hub": "1.27.0",
-    "ipywidgets": "7.7.1",
-    "matplotlib": "3.10.0",
-    "numpy": "2.1.3",
-    "psutil": "5.9.5",
-    "safetensors": "0.8.0",
-    "tokenizers": "0.22.2",
-    "torch": "2.11.0",
-}
+COLAB = {**colab.versions(), "torch": "2.11.0"}
 """What Google Colab's GPU runtime had installed on 2026-08-19, of what this project imports."""
 
 PUT_IN_BY_THE_SETUP_CELL = {"jaxtyping"}
@@ -63,7 +54,9 @@ def test_the_package_sets_no_upper_bounds() -> None:
 
 
 def test_what_the_tests_use_is_what_the_package_accepts() -> None:
-    pinned = [Requirement(line) for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line[0] not in "# "]
+    pinned = [
+        Requirement(line) for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line[0] not in "# "
+    ]
     versions = {requirement.name: str(requirement.specifier).removeprefix("==") for requirement in pinned}
     assert "torch" not in versions and not [name for name in versions if name.startswith(("nvidia", "cuda"))]
     versions["torch"] = Version(torch.__version__).public

@@ -50,6 +50,10 @@ class Watched(le.Trace):
             self.seen.append(self.look())
 
 
+def states_of(frames: Frames) -> list[dict[str, object]]:
+    return [{**step, **state} for step, state in zip(frames["steps"], le.block_states(frames), strict=True)]
+
+
 class World:
     """A small pool with a prefix cache, and rows that come and go; what is held is written down at every event."""
 
@@ -67,6 +71,10 @@ class World:
 
     def frames(self, **options: object) -> Frames:
         return le.block_frames(self.trace, num_blocks=self.pool.num_blocks, block_size=self.pool.block_size, **options)
+
+    def states(self) -> list[dict[str, object]]:
+        """Every step, with all that is known of the pool then."""
+        return states_of(self.frames())
 
     def start(self, ids: list[int]) -> None:
         table = self.prefix.acquire(ids)
@@ -108,7 +116,7 @@ def a_story() -> World:
 
 def test_every_step_has_the_counts_the_pool_had():
     world = a_story()
-    steps = world.frames()["steps"]
+    steps = world.states()
     assert [step["ref_counts"] for step in steps[1:]] == world.trace.seen
     kinds = {step["what"] for step in steps}
     assert kinds == {
@@ -121,8 +129,8 @@ def test_every_step_has_the_counts_the_pool_had():
 
 
 def test_free_blocks_stand_in_the_order_they_are_taken():
-    steps = a_story().frames()["steps"]
-    taken = [(before["free"][0], step["block"]) for before, step in zip(steps, steps[1:]) if step["what"] == "allocated"]
+    steps = a_story().states()
+    taken = [(before["free"][0], *step["blocks"]) for before, step in zip(steps, steps[1:]) if step["what"] == "allocated"]
     assert len(taken) > 4 and all(first == block for first, block in taken)
 
 
@@ -131,7 +139,7 @@ def test_tables_and_what_is_published_account_for_every_holder():
     world.start([1, 2, 3, 4, 5])
     world.start([1, 2, 3, 9])
     world.feed(0, [6, 7])
-    step = world.frames()["steps"][-1]
+    step = world.states()[-1]
     assert {table["name"]: table["blocks"] for table in step["tables"]} == dict(enumerate(world.tables))
     assert {table["name"]: table["num_tokens"] for table in step["tables"]} == {0: 7, 1: 4}
     held = Counter(step["published"]) + Counter(block for table in step["tables"] for block in table["blocks"])
@@ -143,10 +151,10 @@ def test_tables_and_what_is_published_account_for_every_holder():
 def test_blocks_are_filled_with_the_tokens_their_rows_hold():
     world = World(block_size=4)
     world.start([1, 2, 3, 4, 5, 6])
-    assert world.frames()["steps"][-1]["filled"][:2] == [4, 2]
+    assert world.states()[-1]["filled"][:2] == [4, 2]
     world.fork(0)
     world.feed(1, [7])
-    step = world.frames()["steps"][-1]
+    step = world.states()[-1]
     (copied,) = world.trace.of(BlockCopied)
     assert (step["filled"][copied.source], step["filled"][copied.block]) == (2, 3)
     assert sum(step["filled"]) == 4 + 2 + 3
@@ -157,8 +165,9 @@ def test_a_copy_is_told_with_its_source_and_before_it_is_written():
     world.start([1, 2, 3, 4, 5, 6])
     world.fork(0)
     world.feed(1, [7])
-    (step,) = [step for step in world.frames()["steps"] if step["what"] == "copied"]
-    assert (step["source"], step["filled"][step["source"]], step["filled"][step["block"]]) == (1, 2, 2)
+    (step,) = [step for step in world.states() if step["what"] == "copied"]
+    (block,) = step["blocks"]
+    assert (step["source"], step["filled"][step["source"]], step["filled"][block]) == (1, 2, 2)
 
 
 def test_rows_show_their_tokens():
@@ -176,10 +185,10 @@ def test_a_reordered_cache_tells_its_rows_and_those_that_are_gone():
     MODEL(random_tokens(3, 5, config=SMALL), cache)
     for parents, names in (([2, 0], [4, 7]), ([1, 1, 0], [4, 7, 8])):
         cache.reorder(torch.tensor(parents))
-        step = le.block_frames(trace, num_blocks=20, block_size=3)["steps"][-1]
+        step = states_of(le.block_frames(trace, num_blocks=20, block_size=3))[-1]
         assert {table["name"]: table["blocks"] for table in step["tables"]} == dict(zip(names, cache.block_tables))
     cache.release()
-    step = le.block_frames(trace, num_blocks=20, block_size=3)["steps"][-1]
+    step = states_of(le.block_frames(trace, num_blocks=20, block_size=3))[-1]
     assert step["tables"] == [] and step["ref_counts"] == [0] * 20
 
 
@@ -348,14 +357,15 @@ def test_the_blocks_of_an_engine_can_be_followed_too(seed: int):
     requests = Requests(seed)
     pool = requests.engine.pool
     frames = le.block_frames(requests.trace, num_blocks=pool.num_blocks, block_size=pool.block_size)
-    last = frames["steps"][-1]
+    steps = states_of(frames)
+    last = steps[-1]
     assert last["ref_counts"] == [pool.ref_count(block) for block in range(pool.num_blocks)]
     assert sorted(last["published"]) == sorted(requests.engine.prefix.blocks) and last["tables"] == []
-    for step in frames["steps"]:
+    for step in steps:
         named = {table["name"]: table["num_tokens"] for table in step["tables"]}
         assert set(named) <= {sequence.id for sequence in requests.sequences}
         assert all(len(table["blocks"]) == -(-table["num_tokens"] // 3) for table in step["tables"])
-    admitted = [step["tables"] for step in frames["steps"] if step["what"] == "admitted"]
+    admitted = [step["tables"] for step in steps if step["what"] == "admitted"]
     for event, tables in zip(requests.trace.of(SequenceAdmitted), admitted, strict=True):
         assert {table["name"]: table["num_tokens"] for table in tables}.get(event.sequence, 0) == event.num_cached
 

@@ -65,6 +65,37 @@ def quantisation_frames(length: int = 16) -> Frames:
     )
 
 
+def served() -> tuple[le.Trace, dict[int, list[int]], le.BlockPool]:
+    """An engine with little room: prompts that begin alike, a fork that is copied on write, preemption and eviction."""
+    trace = le.Trace()
+    engine = le.Engine(small_model(), num_blocks=12, block_size=4, max_batch=4, max_tokens_per_step=24, observer=trace)
+    system, sequences = [0, 1, 2, 3, 4, 5, 6, 7], []
+
+    def ask(*prompts: list[int], more: int) -> None:
+        sequences.extend(engine.add(prompt, max_new_tokens=more) for prompt in prompts)
+
+    ask([*system, 8, 9], more=4)
+    sequences.append(engine.fork(sequences[0], choose=le.sampler(generator=torch.Generator().manual_seed(5))))
+    engine.run()
+    ask([*system, 8, 9, 10, 11, 12], [*system, 13, 14, 15], [20, 21, 22, 23, 24], more=9)
+    engine.run()
+    ask([*system, 13, 14, 15, 3, 1], more=2)
+    engine.run()
+    return trace, {sequence.id: sequence.token_ids for sequence in sequences}, engine.pool
+
+
+def block_frames(**options: int) -> Frames:
+    trace, token_ids, pool = served()
+    sizes = {"num_blocks": pool.num_blocks, "block_size": pool.block_size}
+    return le.block_frames(trace, **sizes, token_ids=token_ids, tokenizer=Words(), **options)
+
+
+def prefix_frames(**options: int) -> Frames:
+    trace, token_ids, pool = served()
+    sizes = {"num_blocks": pool.num_blocks, "block_size": pool.block_size}
+    return le.prefix_frames(trace, **sizes, token_ids=token_ids, tokenizer=Words(), **options)
+
+
 MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.RecomputeTriangle: recompute_frames,
     widgets.CausalMask: perturbation_frames,
@@ -73,6 +104,8 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.HeadGroups: lambda: le.head_group_frames(CONFIG),
     widgets.MemoryCalculator: le.calculator_frames,
     widgets.QuantisationError: quantisation_frames,
+    widgets.BlockStepper: block_frames,
+    widgets.PrefixTree: prefix_frames,
 }
 
 

@@ -48,17 +48,24 @@ def leave_out_thebe(
     context["script_files"] = [script for script in context["script_files"] if "thebe" not in f"{script.filename}{script.attributes}"]
 
 
-def leave_out_font_preloads(app: Sphinx, error: Exception | None) -> None:
-    """Let style sheets alone load the fonts: browsers refuse a preloaded one to a page that was opened as a file."""
+def mend_pages(app: Sphinx, error: Exception | None) -> None:
+    """Put right what the theme and docutils write into every page.
+
+    A list of references calls itself a list but its items no list items, which confuses screen readers. Browsers refuse a preloaded
+    font to a page that was opened as a file; style sheets load the fonts in any case. And they hold the icons: the script that
+    draws the same icons once more is by far the heaviest file of a page.
+    """
     if error is None and app.builder.format == "html":
         for page in Path(app.outdir).rglob("*.html"):
             text = page.read_text(encoding="utf-8")
-            page.write_text(re.sub(r'\s*<link rel="preload" as="font"[^>]*>', "", text), encoding="utf-8")
+            text = re.sub(r'\s*<link rel="preload"[^>]*(?:as="font"|fontawesome)[^>]*>', "", text)
+            text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+            page.write_text(re.sub(r'\s*<script[^>]*fontawesome[^>]*></script>', "", text), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", describe)
     app.connect("html-page-context", offer_colab_for_notebooks_alone, priority=AFTER_THE_THEME)
     app.connect("html-page-context", leave_out_thebe, priority=AFTER_THE_THEME)
-    app.connect("build-finished", leave_out_font_preloads)
+    app.connect("build-finished", mend_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,11 +1,13 @@
 """Pictures that move: each takes frames made from a real run and draws them step by step, in Jupyter and on a static page."""
 
 from llama3_edu.widgets.base import FrameWidget
+from llama3_edu.widgets.block_stepper import BlockStepper
 from llama3_edu.widgets.cache_growth import CacheGrowth
 from llama3_edu.widgets.causal_mask import CausalMask
 from llama3_edu.widgets.decoder_shapes import DecoderShapes
 from llama3_edu.widgets.head_groups import HeadGroups
 from llama3_edu.widgets.memory_calculator import MemoryCalculator
+from llama3_edu.widgets.prefix_tree import PrefixTree
 from llama3_edu.widgets.quantisation_error import QuantisationError
 from llama3_edu.widgets.recompute_triangle import RecomputeTriangle
 
@@ -17,5 +19,7 @@ __all__ = [
     "DecoderShapes",
     "HeadGroups",
     "MemoryCalculator",
+    "BlockStepper",
+    "PrefixTree",
     "QuantisationError",
 ]

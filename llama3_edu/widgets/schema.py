@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-__all__ = ["Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "triangle"]
+__all__ = ["Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "row", "some_of", "triangle"]
 
 Field: TypeAlias = dict[str, Any] | Callable[[str, Any], None]
 """What a value should be: a dictionary of fields, or a function of the value's name and the value that raises ValueError."""
@@ -35,6 +35,29 @@ def each(field: Field, *, least: int = 0, length: int | None = None) -> Field:
             check(f"{name}[{index}]", item, field)
 
     return check_each
+
+
+def row(*fields: Field) -> Field:
+    """A list with one item for each of `fields`, which says what the item is."""
+
+    def check_row(name: str, value: Any) -> None:
+        each(lambda name, value: None, length=len(fields))(name, value)
+        for index, (item, field) in enumerate(zip(value, fields)):
+            check(f"{name}[{index}]", item, field)
+
+    return check_row
+
+
+def some_of(fields: dict[str, Field]) -> Field:
+    """A dictionary of some of these fields, and no others."""
+
+    def check_some(name: str, value: Any) -> None:
+        _require(isinstance(value, dict), name, "a dictionary", value)
+        for key, item in value.items():
+            _require(key in fields, name, f"of the fields {', '.join(map(repr, fields))}", value)
+            check(f"{name}[{key!r}]", item, fields[key])
+
+    return check_some
 
 
 def optional(field: Field) -> Field:

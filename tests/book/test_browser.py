@@ -1,10 +1,13 @@
-"""The built site in a real browser, from a server and from the disk: its widgets are alive, no page asks another host."""
+"""The built site in a real browser, from a server and from the disk: its widgets are alive, no page asks another host or is
+heavy, and axe finds nothing serious on any."""
 
+import gzip
 import os
 import re
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from pathlib import Path
 from threading import Thread
 
@@ -12,7 +15,7 @@ import nbformat
 import pytest
 import yaml
 from browser import WIDGET, assert_fits, assert_steps, launch, quiet_page
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
 
 from llama3_edu import widgets
 
@@ -27,10 +30,21 @@ AT_LEAST = {
 }
 """What these chapters must show, whatever else they come to show."""
 
+MOST_BYTES = 1_300_000
+"""What a page and all that it loads may weigh, gzipped as a host would send it."""
+
+MOST_BYTES_OF_OURS = 200_000
+"""What the page itself, with its widgets' code and data, and this book's own scripts and styles may weigh of that."""
+
+AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+
 
 def listed_pages() -> list[str]:
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    return [
+        toc["root"],
+        *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"]),
+    ]
 
 
 def code_of(page: str) -> str:
@@ -39,7 +53,13 @@ def code_of(page: str) -> str:
     if notebook.exists():
         cells = nbformat.read(notebook, as_version=4).cells
         return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    return "\n".join(re.findall(r"^```\{code-cell\}.*?$(.*?)^```", text.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+    return "\n".join(
+        re.findall(
+            r"^```\{code-cell\}.*?$(.*?)^```",
+            text.read_text(encoding="utf-8"),
+            re.MULTILINE | re.DOTALL,
+        )
+    )
 
 
 def expected_widgets(page: str) -> list[str]:
@@ -98,7 +118,11 @@ def test_every_widget_is_drawn_and_steps(address: str, page: str, browser: Brows
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_the_page_without_scrolling_sideways(page: str, server: str, scheme: str, browser: Browser):
-    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    phone = {
+        "viewport": {"width": 360, "height": 740},
+        "has_touch": True,
+        "is_mobile": True,
+    }
     with quiet_page(browser, color_scheme=scheme, **phone) as opened:
         opened.goto(f"{server}/{page}.html", wait_until="load")
         found = opened.locator(WIDGET)
@@ -120,3 +144,55 @@ def test_without_scripts_every_widget_is_there_in_words(page: str, server: str, 
     for place in words.all():
         assert place.is_visible() and len(place.inner_text()) > 40
     context.close()
+
+
+def bytes_by_address(opened: Page, address: str) -> dict[str, int]:
+    """Open a page; return everything it loaded, with its size gzipped."""
+    responses: list[Response] = []
+    opened.on("response", lambda response: responses.append(response))
+    opened.goto(address, wait_until="networkidle")
+    return {response.url: len(gzip.compress(response.body())) for response in responses if response.url.startswith("http")}
+
+
+def test_a_page_is_light(page: str, server: str, browser: Browser):
+    own_files = (
+        f"{page}.html",
+        "custom.css",
+        "widget-host.css",
+        "widget-host.js",
+        "logo.svg",
+        "favicon.svg",
+    )
+    with quiet_page(browser) as opened:
+        sizes = bytes_by_address(opened, f"{server}/{page}.html")
+    ours = {address: size for address, size in sizes.items() if address.partition("?")[0].endswith(own_files)}
+    assert len(ours) >= 4, "the page, its style sheets and the host script should be among what was loaded"
+    print(f"{page}: {sum(sizes.values()):,} B, of which {sum(ours.values()):,} B ours")  # `pytest -rP` shows it
+    assert sum(sizes.values()) <= MOST_BYTES, sizes
+    assert sum(ours.values()) <= MOST_BYTES_OF_OURS, ours
+
+
+def grave_violations(opened: Page) -> list[str]:
+    """What axe finds on a page that is serious or critical, with the elements it is about."""
+    opened.evaluate(AXE)
+    found = opened.evaluate("axe.run(document, { preload: false, resultTypes: ['violations'] })")
+    assert found["passes"], "axe should have checked something"
+    return [
+        f"{violation['impact']}: {violation['help']}: {[node['html'][:200] for node in violation['nodes']]}"
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page: str, server: str, scheme: str, browser: Browser):
+    with quiet_page(browser, color_scheme=scheme, viewport={"width": 1280, "height": 900}) as opened:
+        opened.goto(f"{server}/{page}.html", wait_until="load")
+        expect(opened.locator(WIDGET)).to_have_count(len(expected_widgets(page)))
+        assert grave_violations(opened) == []
+
+
+def test_axe_would_find_something_serious(browser: Browser):
+    with quiet_page(browser) as opened:
+        opened.set_content('<html lang="en"><title>A page</title><main><p style="color: #999">Pale</p><input></main>')
+        assert len(grave_violations(opened)) == 2
