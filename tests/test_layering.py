@@ -26,7 +26,8 @@ LEVELS = (
         "plots",
         "widgets.schema", "widgets.base", "widgets.pool",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
-        "widgets.head_groups", "widgets.memory_calculator", "widgets.block_stepper", "widgets.prefix_tree", "widgets.quantisation_error",
+        "widgets.head_groups", "widgets.memory_calculator", "widgets.block_stepper", "widgets.prefix_tree",
+        "widgets.quantisation_error",
         "widgets",
     ),
 )  # fmt: skip
