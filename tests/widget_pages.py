@@ -115,6 +115,12 @@ def engine_trace(
 
 def schedule_frames() -> Frames:
     return le.schedule_frames({"static": engine_trace(continuous=False, num_blocks=40), "continuous": engine_trace()})
+def quantisation_frames(length: int = 16) -> Frames:
+    return le.quantisation_frames(
+        small_model(), text(length), layer=1, head=1, bits=(4, 2), group_sizes=(16, 4), tokenizer=Words()
+    )
+
+
 def served() -> tuple[le.Trace, dict[int, list[int]], le.BlockPool]:
     """An engine with little room: prompts that begin alike, a fork that is copied on write, preemption and eviction."""
     trace = le.Trace()
@@ -158,6 +164,7 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.Roofline: le.roofline_frames,
     widgets.BeamTree: beam_frames,
     widgets.SchedulerTimeline: schedule_frames,
+    widgets.QuantisationError: quantisation_frames,
     widgets.BlockStepper: block_frames,
     widgets.PrefixTree: prefix_frames,
 }

@@ -11,6 +11,7 @@ from llama3_edu.widgets.head_groups import HeadGroups
 from llama3_edu.widgets.memory_calculator import MemoryCalculator
 from llama3_edu.widgets.memory_monitor import MemoryMonitor
 from llama3_edu.widgets.prefix_tree import PrefixTree
+from llama3_edu.widgets.quantisation_error import QuantisationError
 from llama3_edu.widgets.recompute_triangle import RecomputeTriangle
 from llama3_edu.widgets.roofline import Roofline
 from llama3_edu.widgets.scheduler_timeline import SchedulerTimeline
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryMonitor",
     "Roofline",
     "SchedulerTimeline",
+    "QuantisationError",
     "BlockStepper",
     "PrefixTree",
     "BeamTree",

@@ -93,6 +93,9 @@ BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("prefix-tree", ("nodes", 0, "tokens"), ["a"], r"frames\['nodes'\]\[0\]\['tokens'\] should have 4 items; it has 1"),
     ("prefix-tree", ("steps", 3, "changes", "added"), [99], r"\['changes'\]\['added'\]\[0\] should be below \d+; it is 99"),
     ("prefix-tree", ("steps", 1, "prompt"), {"name": 0}, r"\['prompt'\] should have a field 'num_cached'; it has 'name'"),
+    ("quantisation-error", ("steps", 3, "errors", 2), [1], r"\['steps'\]\[3\]\['errors'\]\[2\] should have 16 items; it has 1"),
+    ("quantisation-error", ("steps", 0, "worst", "channel"), 16, r"\['worst'\]\['channel'\] should be below 16; it is 16"),
+    ("quantisation-error", ("keys", 0, 1), float("inf"), r"frames\['keys'\]\[0\]\[1\] should be a finite number; it is inf"),
     ("decoder-shapes", ("next", 0, "percent"), float("nan"), r"frames\['next'\]\[0\]\['percent'\] should be a finite number"),
 ]
 

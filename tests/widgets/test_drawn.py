@@ -347,6 +347,33 @@ def check_bugs(widget: Locator, frames: Frames, step: int) -> None:
         assert book == (["right", f"={words}"] if equal else ["wrong", f"≠{words}"])
     assert widget.locator("button.le-suspect span:last-child").all_inner_texts() == frames["names"]
     assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}, "nothing is given away"
+def check_quantisation(widget: Locator, frames: Frames, step: int) -> None:
+    own = frames["steps"][step]
+    script = "nodes => nodes.map(({ dataset, width, height }) => [dataset.error, width.baseVal.value, height.baseVal.value].map(Number))"
+    drawn = widget.locator(".le-matrix .le-quant-error").evaluate_all(script)
+    errors = [error for row in own["errors"] for error in row]
+    assert [error for error, _, _ in drawn] == errors
+    full = max(width for _, width, _ in drawn) / (own["worst"]["error"] / frames["largest"]) ** 0.5
+    areas = [(width / full, height / full) for _, width, height in drawn]
+    assert areas == [(pytest.approx((abs(error) / frames["largest"]) ** 0.5, abs=1e-3),) * 2 for error in errors]
+    lines = widget.locator(".le-quant-groups").get_attribute("d")
+    across, down = len(frames["tokens"]), frames["num_channels"]
+    bands = (across // own["group_size"], down) if own["axis"] == "channel" else (across, down // own["group_size"])
+    assert (lines.count("H") - 1, lines.count("V") - 1) == bands
+    for fact, value in (("worst", f"{own['worst']['error'] / 1000:.3f}"), ("mean", own["mean"]), ("bits", own["effective_bits"])):
+        assert float(widget.locator(f'[data-fact="{fact}"]').inner_text()) == float(value)
+    for field in ("tensor", "bits", "group_size"):
+        assert widget.locator(f'[data-field="{field}"] input:checked + span').inner_text() == str(own[field])
+    assert widget.locator('[data-field="axis"] input:checked + span').inner_text() == f"one {own['axis']}"
+    check_looked_at(widget, own, frames[own["tensor"]], own["worst"]["token"], own["worst"]["channel"])
+
+
+def check_looked_at(widget: Locator, own: Frames, numbers: list[list[int]], token: int, channel: int) -> None:
+    """One number is told as it was, as it became, and by how much it is off."""
+    before, error = numbers[token][channel], own["errors"][token][channel]
+    told = widget.locator(".le-looked").inner_text().replace("\N{MINUS SIGN}", "-")
+    assert f"Token {token}, " in told and f"channel {channel}\n" in told
+    assert f"{before / 1000:.3f} becomes {(before + error) / 1000:.3f}: off by {abs(error) / 1000:.3f}." in told
 
 
 def line_ends(widget: Locator, selector: str) -> tuple[float, float]:
@@ -387,6 +414,7 @@ CHECKS = {
     widgets.SchedulerTimeline: check_timeline,
     widgets.BlockStepper: check_blocks,
     widgets.PrefixTree: check_tree,
+    widgets.QuantisationError: check_quantisation,
 }
 
 
@@ -749,6 +777,26 @@ def test_a_name_is_judged_at_once_and_each_case_keeps_its_verdict(how: str, brow
         press(widget, "back")
         assert states(widget, "button.le-suspect") == {"untried": len(frames["names"]) - 2, "right": 1, "wrong": 1}
         assert reply.inner_text() == replies[answer]
+def test_a_rounded_number_is_told_by_pointer_and_by_key_and_choices_lead_to_their_step(browser: Browser, tmp_path: Path):
+    frames = FRAMES[widgets.QuantisationError]
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.QuantisationError(frames=frames))
+        matrix, numbers = widget.locator(".le-matrix"), frames["keys"]
+        matrix.focus()
+        cell = widget.locator(".le-cursor").evaluate("node => node.width.baseVal.value")
+        first = widget.locator(".le-quant-groups").get_attribute("d")[1:].split("H")[0].split()
+        x, y = (float(at) + cell * (index + 0.5) for at, index in zip(first, (5, 3)))
+        matrix.locator("svg").hover(position={"x": x, "y": y})
+        check_looked_at(widget, frames["steps"][0], numbers, 3, 5)
+        matrix.press("ArrowDown")
+        matrix.press("ArrowLeft")
+        check_looked_at(widget, frames["steps"][0], numbers, 4, 4)
+        assert step_of(widget) == 0, "arrows inside the matrix do not step"
+        for choice in ("values", "one token", "2", "4"):
+            field = {"values": "tensor", "one token": "axis", "2": "bits", "4": "group_size"}[choice]
+            widget.locator(f'[data-field="{field}"] label').filter(has_text=choice).click()
+        own = frames["steps"][step_of(widget)]
+        assert (own["tensor"], own["axis"], own["bits"], own["group_size"]) == ("values", "token", 2, 4)
 
 
 def test_widgets_on_one_page_do_not_disturb_each_other(browser: Browser, tmp_path: Path):
