@@ -43,8 +43,9 @@ class FrameWidget(anywidget.AnyWidget):
     """What the widget is called in the page: `data-widget` of its root element."""
     title: ClassVar[str]
     """The heading over the picture."""
-    most_steps: ClassVar[int] = MOST_STEPS
-    """Steps that can be drawn; fewer where every step takes a place of its own in the picture."""
+    most_steps: ClassVar[int | None] = MOST_STEPS
+    """Steps that can be drawn; fewer where every step takes a place of its own in the picture. None where steps hold what changed
+    since the one before: none of them can be left out here, and the frame maker takes several together."""
 
     scripts: ClassVar[tuple[str, ...]] = ()
     """Files that several widgets share, put between `shared.js` and the widget's own."""
@@ -70,7 +71,7 @@ class FrameWidget(anywidget.AnyWidget):
         frames = dict(frames) if isinstance(frames, Mapping) else frames
         self._check(frames)
         kept = self._kept(frames, first_drawn=self._inside(step, len(frames["steps"])))
-        super().__init__(frames=self.only(frames, kept), heading=self.title, page_key=key, **kwargs)
+        super().__init__(frames=with_steps(frames, kept), heading=self.title, page_key=key, **kwargs)
         self.step = kept.index(step)
 
     @classmethod
@@ -82,11 +83,6 @@ class FrameWidget(anywidget.AnyWidget):
     def important(cls, frames: Mapping[str, Any]) -> Iterable[int]:
         """Return the steps to keep before any other where there are too many."""
         return ()
-
-    @classmethod
-    def only(cls, frames: Mapping[str, Any], steps: list[int]) -> Frames:
-        """Return frames with these steps alone. A widget whose steps hold what changed since the one before does it its own way."""
-        return with_steps(frames, steps)
 
     @property
     def num_steps(self) -> int:
@@ -102,7 +98,7 @@ class FrameWidget(anywidget.AnyWidget):
     def _check_frames(self, proposal: Mapping[str, Any]) -> Frames:
         frames = proposal["value"]
         self._check(frames)
-        return self.only(frames, self._kept(frames))
+        return with_steps(frames, self._kept(frames))
 
     @traitlets.validate("step")
     def _check_step(self, proposal: Mapping[str, Any]) -> int:
@@ -119,7 +115,7 @@ class FrameWidget(anywidget.AnyWidget):
     @classmethod
     def _kept(cls, frames: Mapping[str, Any], *, first_drawn: int = 0) -> list[int]:
         num_steps, most = len(frames["steps"]), cls.most_steps
-        if num_steps <= most:
+        if most is None or num_steps <= most:
             return list(range(num_steps))
         important = tuple(cls.important(frames))
         kept = kept_steps(num_steps, most=most, important=important)

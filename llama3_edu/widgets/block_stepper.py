@@ -19,6 +19,7 @@ class BlockStepper(FrameWidget):
     """
 
     name = "block-stepper"
+    most_steps = None
     title = "Blocks of a pool, and who holds them"
     scripts = ("pool.js",)
 

@@ -19,6 +19,7 @@ class PrefixTree(FrameWidget):
     """
 
     name = "prefix-tree"
+    most_steps = None
     title = "Prompts that begin alike"
     scripts = ("pool.js",)
 

@@ -12,6 +12,7 @@ from llama3_edu.widgets import CacheGrowth, FrameWidget
 
 CLASSES = list(MAKERS)
 FRAMES = {cls: make() for cls, make in MAKERS.items()}
+every_thinned_widget = pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls.most_steps], ids=lambda cls: cls.name)
 every_widget = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.name)
 
 BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
@@ -168,7 +169,7 @@ def test_frames_without_steps_are_refused(cls: type[FrameWidget]):
         cls(frames={**FRAMES[cls], "steps": []})
 
 
-@every_widget
+@every_thinned_widget
 def test_of_a_long_run_some_steps_stand_for_all(cls: type[FrameWidget], unchecked: None):
     frames = long_frames(cls, cls.most_steps + 100)
     many = len(frames["steps"])

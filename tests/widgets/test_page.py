@@ -28,7 +28,7 @@ def show_html(page: Page, folder: Path, html: str) -> Locator:
     return page.locator(WIDGET)
 
 
-@every_widget
+@pytest.mark.parametrize("cls", [cls for cls in MAKERS if cls.most_steps], ids=lambda cls: cls.name)
 def test_ten_thousand_steps_are_drawn_and_stepped(
     cls: type[widgets.FrameWidget], browser: Browser, tmp_path: Path, unchecked: None
 ):

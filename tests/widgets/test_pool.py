@@ -160,7 +160,7 @@ def test_thousands_of_blocks_are_one_shape_each_and_only_what_changed_is_drawn_a
     with quiet_page(browser) as page:
         widget = show(page, tmp_path, long_stepper())
         assert widget.locator(".le-pool .le-block").count() == widget.locator(".le-pool .le-block, .le-pool .le-block *").count() == 4096
-        assert widget.locator(".le-steps-note").inner_text() == frames["note"]
+        assert widget.locator(".le-thinned").inner_text() == frames["note"]
         for step in (last, last // 2, last // 2 + 1, 3):
             go_to(widget, step)
             check_pool(widget, frames, step)
