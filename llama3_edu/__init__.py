@@ -20,6 +20,7 @@ from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, s
 from llama3_edu.config import LlamaConfig, RopeScaling
 from llama3_edu.engine import Engine, Sequence
 from llama3_edu.frames import shape_frames
+from llama3_edu.frames_bugs import bug_frames
 from llama3_edu.frames_mask import mask_frames, perturbation_frames
 from llama3_edu.generate import generate, stream
 from llama3_edu.hardware import default_device

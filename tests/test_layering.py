@@ -23,7 +23,7 @@ LEVELS = (
     ),
     ("model", "checkpoint"),
     (
-        "generate", "probe", "frames", "frames_mask", "beam",
+        "generate", "probe", "frames", "frames_mask", "beam", "bugs", "frames_bugs",
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),
     (
@@ -33,6 +33,7 @@ LEVELS = (
         "widgets.head_groups", "widgets.memory_calculator", "widgets.memory_monitor", "widgets.roofline",
         "widgets.beam_tree", "widgets.scheduler_timeline",
         "widgets.block_stepper", "widgets.prefix_tree",
+        "widgets.bug_hunt",
         "widgets",
     ),
 )  # fmt: skip

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from ipywidgets.embed import embed_data
+from long_pool import long_life
 
 import llama3_edu as le
-from llama3_edu import widgets
+from llama3_edu import bugs, widgets
 from llama3_edu.memory_use import split, stored_bytes
 from llama3_edu.trace import Frames
 
@@ -59,6 +60,12 @@ def growth_frames(prompt_len: int = 4, max_new_tokens: int = 8, slots: int = 16)
     for cache in (le.GrowingCache(CONFIG, observer=growing), le.ContiguousCache(CONFIG, max_seq_len=slots, observer=contiguous)):
         tokens = le.generate(model, text(prompt_len), max_new_tokens=max_new_tokens, cache=cache)
     return le.growth_frames({"growing": growing, "contiguous": contiguous}, config=CONFIG, tokens=tokens, tokenizer=Words())
+
+
+def bug_frames() -> Frames:
+    tokens = torch.stack((torch.arange(16), torch.arange(16)))
+    tokens[1, 7:] += 16
+    return le.bug_frames(small_model(), bugs.Trial(tokens, cuts=(5, 8, *range(9, 16)), swap_at=11))
 
 
 def shape_frames(length: int = 8) -> Frames:
@@ -143,6 +150,7 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.RecomputeTriangle: recompute_frames,
     widgets.CausalMask: perturbation_frames,
     widgets.CacheGrowth: growth_frames,
+    widgets.BugHunt: bug_frames,
     widgets.DecoderShapes: shape_frames,
     widgets.HeadGroups: lambda: le.head_group_frames(CONFIG),
     widgets.MemoryCalculator: le.calculator_frames,
@@ -184,9 +192,19 @@ def long_growth_frames(num_steps: int) -> Frames:
     return le.growth_frames(traces, config=CONFIG, tokens=text(length), tokenizer=Words())
 
 
+def long_block_frames(num_steps: int) -> Frames:
+    return le.block_frames(long_life(num_blocks=1024, num_events=num_steps + 999), num_blocks=1024, block_size=16, most=99_999)
+
+
+def long_prefix_frames(num_steps: int) -> Frames:
+    return le.prefix_frames(long_life(num_blocks=1024, num_events=4 * num_steps), num_blocks=1024, block_size=16, most=99_999)
+
+
 LONG: dict[type[widgets.FrameWidget], Callable[[int], Frames]] = {
     widgets.RecomputeTriangle: long_recompute_frames,
     widgets.CacheGrowth: long_growth_frames,
+    widgets.BlockStepper: long_block_frames,
+    widgets.PrefixTree: long_prefix_frames,
 }
 """Runs as long as asked for, of widgets whose steps are no use when repeated; of the others the steps are repeated."""
 

@@ -327,6 +327,26 @@ def check_moments(panel: Locator, run: dict, through: int) -> None:
         expected |= {(kind, request, step) for kind in ("forked", "preempted") for request, _ in own[kind]}
         expected |= {("finished", request, step) for request in own["finished"]}
     assert moments == expected
+def check_bugs(widget: Locator, frames: Frames, step: int) -> None:
+    own = frames["steps"][step]
+    drawn = "nodes => nodes.map(node => [Number(node.dataset.error), node.dataset.state, node.lastChild.getBBox().y])"
+    errors = widget.locator(".le-error").evaluate_all(drawn)
+    assert [error for error, _, _ in errors] == own["errors"]
+    assert [state for _, state, _ in errors] == [("right", "wrong")[error > frames["rounding"]] for error in own["errors"]]
+    higher = sorted((error, -y) for error, state, y in errors if state == "wrong")
+    assert [y for _, y in higher] == sorted(y for _, y in higher), "a larger error stands higher"
+    keys = state_map(widget, ".le-key-check", "layer", "slot")
+    for layer, flags in enumerate(own["keys"]):
+        assert [keys[str(layer), str(slot)] for slot in range(len(flags))] == [("right", "wrong")[int(flag)] for flag in flags]
+    books = widget.locator(".le-book").evaluate_all("nodes => nodes.map(node => [node.dataset.state, node.textContent])")
+    seq_len, memory = frames["seq_len"], f"{own['nbytes']:,} bytes reported, {own['allocated']:,} taken"
+    for book, equal, words in (
+        (books[0], own["surplus"] == 0, f"{seq_len + own['surplus']} keys, {seq_len} tokens"),
+        (books[1], own["nbytes"] == own["allocated"], memory),
+    ):
+        assert book == (["right", f"={words}"] if equal else ["wrong", f"≠{words}"])
+    assert widget.locator("button.le-suspect span:last-child").all_inner_texts() == frames["names"]
+    assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}, "nothing is given away"
 
 
 def line_ends(widget: Locator, selector: str) -> tuple[float, float]:
@@ -359,6 +379,7 @@ CHECKS = {
     widgets.RecomputeTriangle: check_recompute,
     widgets.CausalMask: check_mask,
     widgets.CacheGrowth: check_growth,
+    widgets.BugHunt: check_bugs,
     widgets.DecoderShapes: check_shapes,
     widgets.HeadGroups: check_groups,
     widgets.MemoryMonitor: check_memory,
@@ -705,6 +726,29 @@ def test_sixty_four_requests_over_hundreds_of_steps_stay_readable(width: int, br
                 apart = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
                 assert apart or one["y"] + one["height"] <= other["y"] + 4 or other["y"] + other["height"] <= one["y"] + 4
             assert widget.locator(".le-schedule *").count() < 6_000
+@pytest.mark.parametrize("how", ["mouse", "keyboard", "touch"])
+def test_a_name_is_judged_at_once_and_each_case_keeps_its_verdict(how: str, browser: Browser, tmp_path: Path):
+    frames = FRAMES[widgets.BugHunt]
+    answer, replies = frames["steps"][1]["answer"], frames["steps"][1]["replies"]
+    other = (answer + 1) % len(frames["names"])
+    with quiet_page(browser, **(PHONE if how == "touch" else {})) as page:
+        widget = show(page, tmp_path, widgets.BugHunt(frames=frames, step=1))
+        names, reply = widget.locator("button.le-suspect"), widget.locator(".le-reply")
+        method, arguments = {"mouse": ("click", ()), "touch": ("tap", ()), "keyboard": ("press", ("Enter",))}[how]
+        assert names.nth(other).bounding_box()["height"] >= (44 if how == "touch" else 30)
+        height = widget.bounding_box()["height"]
+        for index, verdict in ((other, "wrong"), (answer, "right")):
+            getattr(names.nth(index), method)(*arguments)
+            assert reply.inner_text() == replies[index]
+            assert names.nth(index).get_attribute("data-state") == verdict
+            assert names.nth(index).get_attribute("aria-description") == verdict
+        assert widget.bounding_box()["height"] == height, "nothing moves"
+        assert step_of(widget) == 1
+        press(widget, "forward")
+        assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}
+        press(widget, "back")
+        assert states(widget, "button.le-suspect") == {"untried": len(frames["names"]) - 2, "right": 1, "wrong": 1}
+        assert reply.inner_text() == replies[answer]
 
 
 def test_widgets_on_one_page_do_not_disturb_each_other(browser: Browser, tmp_path: Path):
