@@ -29,6 +29,7 @@ LEVELS = (
         "widgets.head_groups", "widgets.memory_calculator",
         "widgets",
     ),
+    ("checks.compare", "checks.runaway", "checks.exercise", "checks.chapter_06", "checks.runner", "checks"),
 )  # fmt: skip
 """From the bottom to the top. The package itself stands above them all: it only gathers names, and nothing inside imports it."""
 
