@@ -23,6 +23,7 @@ __all__ = [
     "BlockPublished",
     "BlockEvicted",
     "PrefixReused",
+    "PrefixTouched",
     "TablesChanged",
     "BeamsPruned",
     "BeamFinished",
@@ -193,6 +194,17 @@ class PrefixReused(Event):
     blocks: tuple[int, ...]
     num_cached: int
     num_tokens: int
+
+
+@dataclass(frozen=True)
+class PrefixTouched(Event):
+    """The prefix cache counts a chain of blocks as just used: of all published blocks, these are given up last.
+
+    Args:
+        blocks: the chain from the start of the sequence on. The last one would be given up before the one it follows.
+    """
+
+    blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True)

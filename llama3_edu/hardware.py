@@ -1,6 +1,7 @@
 """What this process runs on, in a line: every figure that depends on the machine is shown beside it."""
 
 import platform
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ def describe(device: torch.device | str = "cpu") -> str:
     return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}"
 
 
+@lru_cache
 def _processor() -> str:
     """Return the processor's own name where the system gives it, its architecture where not."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -15,7 +15,7 @@ from llama3_edu.config import LlamaConfig
 from llama3_edu.events import Event, KeysStored, TokenChosen, TokensComputed
 from llama3_edu.memory import format_bytes
 
-__all__ = ["Trace", "Frames", "HasPieces", "token_texts", "quoted", "recompute_frames", "growth_frames"]
+__all__ = ["Trace", "Frames", "HasPieces", "token_texts", "quoted", "counted", "listed", "recompute_frames", "growth_frames"]
 
 Frames: TypeAlias = dict[str, Any]
 """What a frame maker returns and a widget draws."""
@@ -55,6 +55,25 @@ def token_texts(token_ids: list[int], tokenizer: HasPieces | None = None) -> lis
     if tokenizer is None:
         return [f"#{token_id}" for token_id in token_ids]
     return tokenizer.pieces(token_ids)
+
+
+def quoted(piece: str) -> str:
+    """Return a token as a sentence would quote it: the space it begins with left out, unless it is all there is."""
+    return f"“{piece.lstrip('␣') or piece}”"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: `1 block`, `3 blocks`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(noun: str, numbers: Sequence[int], *, most: int = 8) -> str:
+    """Return things by their numbers: `block 3`, `blocks 3, 5 and 7`; of more than `most`, the first, and how many more."""
+    shown = list(map(str, numbers))
+    if len(shown) > most:
+        shown = [*shown[: most - 1], f"{len(shown) - most + 1} more"]
+    *first, last = shown
+    return f"{noun}s {', '.join(first)} and {last}" if first else f"{noun} {last}"
 
 
 def recompute_frames(
@@ -184,8 +203,8 @@ def _length(span: list[int]) -> int:
 def _recompute_summary(index: int, step: Mapping[str, Any], texts: list[str]) -> str:
     return (
         f"Step {index + 1} chooses {quoted(texts[step['chosen']])}. "
-        f"Without a cache it computes {_count(_length(step['naive']), 'token')}, {step['naive_total']} so far; "
-        f"with a cache {_count(_length(step['cached']), 'token')}, {step['cached_total']} so far."
+        f"Without a cache it computes {counted(_length(step['naive']), 'token')}, {step['naive_total']} so far; "
+        f"with a cache {counted(_length(step['cached']), 'token')}, {step['cached_total']} so far."
     )
 
 
@@ -260,12 +279,3 @@ def _growth_step(
         "caches": caches,
         "summary": summary,
     }
-
-
-def quoted(piece: str) -> str:
-    """Return a token as a sentence would quote it: the space it begins with left out, unless it is all there is."""
-    return f"“{piece.lstrip('␣') or piece}”"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

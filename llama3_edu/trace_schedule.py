@@ -1,5 +1,6 @@
 """What an engine did with its requests, step by step, folded into frames: see `trace`."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,38 +21,50 @@ from llama3_edu.trace_blocks import counted, listed
 __all__ = ["schedule_frames"]
 
 
-def schedule_frames(trace: Trace) -> Frames:
-    """Fold what an `Engine` reported into the frames of a timeline: requests against steps.
+def schedule_frames(traces: Trace | Mapping[str, Trace]) -> Frames:
+    """Fold what an `Engine` reported into the frames of a timeline: requests against steps. Several runs go one above the other.
 
     What happens between two steps belongs to the later one. A step that an error broke off is left out.
 
     Args:
-        trace: what the engine reported from the moment it was made.
+        traces: what the engine reported from the moment it was made; for several runs, each by the name to show.
 
     Returns:
-        `requests` and `steps`. A request holds its `sequence` number, `prompt_len`, the `parent` it is forked from (or None), the
-        index of the step it `arrived` for, and the `reason` it ended (None: it has not). A step holds, per request, its `states`
-        and the `num_tokens` computed; `prompt_tokens`, `decoded_tokens`, `recomputed_tokens` and `reused_tokens` in all; how many
-        were `running` and are `waiting`; and the numbers of those `admitted`, `preempted` and `finished`.
-        States are `prefill` and `decode` (it takes part), `running` (it has blocks and no turn), `waiting`, `preempted` (it waits
-        and had blocks before), `attached` (it will part from another one), `finished` and `absent` (not there yet).
+        `runs` and `steps`. A step has the index of the runs' `step` it is about; a run that is over by then stays as it ended.
+        A run holds its `name` (empty for a single one), `requests` and `steps`. A request holds its `sequence` number,
+        `prompt_len`, the `new_tokens` it has in the end, the `parent` it is forked from (or None), the index of the step it `arrived`
+        for, and the `reason` it ended (None: it has not). A run's step holds, per request, its `states` and the `num_tokens`
+        computed; `prompt_tokens`, `decoded_tokens`, `recomputed_tokens` and `reused_tokens` in all; how many were `running` and
+        are `waiting`; those `admitted`, as `[sequence, tokens found in the prefix cache]`, `forked`, as `[sequence, parent]`,
+        `preempted`, as `[sequence, tokens lost]`, and the numbers of those `finished`.
+        States are `prefill`, `recompute` (some of its tokens were computed before) and `decode` (it takes part), `running` (it
+        has blocks and no turn), `waiting`, `preempted` (it waits and had blocks before), `attached` (it will part from another
+        one), `finished` and `absent` (not there yet).
 
     Raises:
-        ValueError: the trace saw no step.
+        ValueError: there is no trace, or one saw no step.
     """
+    named = {"": traces} if isinstance(traces, Trace) else dict(traces)
+    if not named:
+        raise ValueError("schedule_frames needs at least one trace; it was given none")
+    timelines = {name: _timeline(name, trace) for name, trace in named.items()}
+    runs = [{"name": name, "requests": timeline.all_requests(), "steps": timeline.steps} for name, timeline in timelines.items()]
+    longest = max(len(run["steps"]) for run in runs)
+    steps = [{"step": step, "summary": " ".join(t.told(name, step) for name, t in timelines.items())} for step in range(longest)]
+    return {"runs": runs, "steps": steps}
+
+
+def _timeline(name: str, trace: Trace) -> "_Timeline":
     timeline = _Timeline()
     for event in trace.events:
         timeline.fold(event)
     if not timeline.steps:
-        raise ValueError("the trace should hold a run of an engine; it saw no step")
+        which = f"the trace {name!r}" if name else "the trace"
+        raise ValueError(f"{which} should hold a run of an engine; it saw no step")
     for step in timeline.steps:
         for per_request, missing in ((step["states"], "absent"), (step["num_tokens"], 0)):
             per_request += [missing] * (len(timeline.requests) - len(per_request))
-    requests = [
-        {"sequence": r.sequence, "prompt_len": r.prompt_len, "parent": r.parent, "arrived": r.arrived, "reason": r.reason}
-        for r in timeline.requests.values()
-    ]
-    return {"requests": requests, "steps": timeline.steps}
+    return timeline
 
 
 @dataclass(eq=False)
@@ -70,6 +83,10 @@ class _Request:
     host: "_Request | None" = None
     forks: list["_Request"] = field(default_factory=list)
 
+    @property
+    def new_tokens(self) -> int:
+        return self.num_tokens - self.prompt_len
+
 
 class _Timeline:
     """Follows every sequence through an engine."""
@@ -77,7 +94,8 @@ class _Timeline:
     def __init__(self) -> None:
         self.requests: dict[int, _Request] = {}
         self.steps: list[dict[str, Any]] = []
-        self._moved: dict[str, list[int]] = {"admitted": [], "preempted": [], "finished": []}
+        self._summaries: list[str] = []
+        self._moved: dict[str, list[Any]] = {"admitted": [], "forked": [], "preempted": [], "finished": []}
         self._reused = 0
         self._shares: dict[int, tuple[str, int]] = {}
         self._counts: dict[str, int] = {}
@@ -100,13 +118,14 @@ class _Timeline:
     def _admit(self, event: SequenceAdmitted) -> None:
         request = self.requests[event.sequence]
         request.state, request.num_cached = "running", event.num_cached
-        self._moved["admitted"].append(event.sequence)
+        self._moved["admitted"].append([event.sequence, event.num_cached])
         self._reused += event.num_cached
 
     def _fork(self, event: SequenceForked) -> None:
         child, parent = self.requests[event.sequence], self.requests[event.parent]
         _detach(child)
         child.state = "running" if event.blocks else "waiting"
+        self._moved["forked"].append([event.sequence, event.parent])
         if event.blocks:
             child.num_cached = child.num_computed = parent.num_cached
 
@@ -118,7 +137,7 @@ class _Timeline:
         if event.num_lost < request.num_cached:  # an error broke the step off before this one's tokens were computed
             request.num_computed = self._computed_before[event.sequence]
         request.state, request.num_cached = "preempted", 0
-        self._moved["preempted"].append(event.sequence)
+        self._moved["preempted"].append([event.sequence, event.num_lost])
 
     def _finish(self, event: SequenceFinished) -> None:
         request = self.requests[event.sequence]
@@ -140,8 +159,9 @@ class _Timeline:
             request = self.requests[sequence]
             first, end = request.num_cached, request.num_cached + num_tokens
             is_decode = first >= request.prompt_len and first == request.num_tokens - 1
-            self._shares[sequence] = ("decode" if is_decode else "prefill", num_tokens)
             new = range(max(first, request.num_computed), end)
+            again = "recompute" if len(new) < num_tokens else "prefill"
+            self._shares[sequence] = ("decode" if is_decode and len(new) else again, num_tokens)
             of_prompt = max(0, min(end, request.prompt_len) - new.start)
             self._counts["prompt_tokens"] += of_prompt
             self._counts["decoded_tokens"] += len(new) - of_prompt
@@ -160,23 +180,42 @@ class _Timeline:
             "reused_tokens": self._reused,
             **self._moved,
         }
-        self.steps.append(step | {"summary": self._summary(step)})
+        self.steps.append(step)
+        self._summaries.append(self._summary(step))
         self._moved, self._reused = {what: [] for what in self._moved}, 0
 
-    def _summary(self, step: dict[str, Any]) -> str:
+    def all_requests(self) -> list[dict[str, Any]]:
+        """What stays of every request when all is over."""
+        names = ("sequence", "prompt_len", "new_tokens", "parent", "arrived", "reason")
+        return [{name: getattr(request, name) for name in names} for request in self.requests.values()]
+
+    def told(self, name: str, step: int) -> str:
+        """Say what a step did, or that there is no such step; with the run's name where there are several."""
+        over = f"Over after {counted(len(self.steps), 'step')}."
+        what = self._summaries[step] if step < len(self.steps) else over
+        return f"{name}: {what[0].lower()}{what[1:]}" if name else what
+
+    def _summary(self, step: Mapping[str, Any]) -> str:
+        kinds = {"prefill": "prefill of", "recompute": "computing again for", "decode": "decode of"}
         parts = [
-            f"{kind} of {listed('sequence', own)}"
-            for kind in ("prefill", "decode")
+            f"{words} {_named(own)}"
+            for kind, words in kinds.items()
             if (own := [sequence for sequence, (state, _) in self._shares.items() if state == kind])
         ]
         summary = f"Step {step['step'] + 1} computes {counted(sum(step['num_tokens']), 'token')}: {', '.join(parts)}."
         if step["reused_tokens"]:
             summary += f" {counted(step['reused_tokens'], 'token')} found in the prefix cache."
         waiting = [sequence for sequence, request in self.requests.items() if request.state in ("waiting", "preempted")]
-        for what, sequences in (("Waiting", waiting), ("Preempted", step["preempted"]), ("Finished", step["finished"])):
+        preempted = [sequence for sequence, _ in step["preempted"]]
+        for what, sequences in (("Waiting", waiting), ("Preempted", preempted), ("Finished", step["finished"])):
             if sequences:
-                summary += f" {what}: {listed('sequence', sequences)}."
+                summary += f" {what}: {_named(sequences)}."
         return summary
+
+
+def _named(sequences: Sequence[int]) -> str:
+    """Requests by their numbers, or how many they are where nobody would read them all."""
+    return listed("request", sequences) if len(sequences) <= 6 else counted(len(sequences), "request")
 
 
 _HANDLERS: dict[type[Event], Any] = {

@@ -12,7 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 
 LEVELS = (
     ("config", "positions", "events"),
-    ("rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware", "trace", "trace_blocks", "trace_schedule", "sizes"),
+    (
+        "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware",
+        "trace", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule",
+        "sizes", "roofline", "roofline_frames", "memory_use", "memory_recorder",
+    ),
     (
         "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",
         "cache.paged", "cache",
@@ -24,9 +28,11 @@ LEVELS = (
     ),
     (
         "plots",
-        "widgets.schema", "widgets.base",
+        "widgets.schema", "widgets.base", "widgets.pool",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
-        "widgets.head_groups", "widgets.memory_calculator",
+        "widgets.head_groups", "widgets.memory_calculator", "widgets.memory_monitor", "widgets.roofline",
+        "widgets.beam_tree", "widgets.scheduler_timeline",
+        "widgets.block_stepper", "widgets.prefix_tree",
         "widgets",
     ),
     ("checks.compare", "checks.runaway", "checks.exercise", "checks.chapter_06", "checks.runner", "checks"),

@@ -2,6 +2,7 @@
 
 import html
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ipywidgets.embed import embed_data
 
 import llama3_edu as le
 from llama3_edu import widgets
+from llama3_edu.memory_use import split, stored_bytes
 from llama3_edu.trace import Frames
 
 STATIC = Path(__file__).resolve().parents[1] / "book" / "_static"
@@ -59,6 +61,80 @@ def shape_frames(length: int = 8) -> Frames:
     return le.shape_frames(small_model(), text(length), tokenizer=Words())
 
 
+def memory_frames(new_tokens: int = 11) -> Frames:
+    """A recording with one sample per token: what this process really had in memory, and what of it was weights and cache."""
+    model, cache, samples = small_model(), le.GrowingCache(CONFIG), []
+    for index, _ in enumerate(le.stream(model, text(5), max_new_tokens=new_tokens, cache=cache)):
+        weights = stored_bytes([model], "cpu")
+        samples.append(split(le.read_memory(), seconds=index / 8, weights=weights, kv=cache.nbytes))
+    return le.memory_frames(samples)
+def beam_frames(num_beams: int = 4, max_new_tokens: int = 8, block_size: int = 3, eos_id: int | None = 35) -> Frames:
+    """A search in which beams are closed, blocks are copied, freed and shared by rows far apart, and beams end before the last."""
+    trace, prompt = le.Trace(), text(5)
+    pool = le.BlockPool(CONFIG, num_blocks=200, block_size=block_size, observer=trace)
+    cache = le.PagedCache(pool, [[]], observer=trace)
+    le.beam_search(
+        small_model(), prompt, num_beams=num_beams, max_new_tokens=max_new_tokens, cache=cache, eos_id=eos_id, observer=trace
+    )
+    return le.beam_frames(trace, prompt=prompt[0].tolist(), tokenizer=Words())
+
+
+def engine_trace(
+    num_requests: int = 7, *, longest: int = 14, num_blocks: int = 11, max_batch: int = 3, continuous: bool = True, seed: int = 9
+) -> le.Trace:
+    """An engine with little room: requests begin alike, one parts in two, one is cancelled, and some give way."""
+    trace, chance = le.Trace(), random.Random(seed)
+    engine = le.Engine(
+        small_model(), num_blocks=num_blocks, block_size=4, max_batch=max_batch, max_tokens_per_step=24, continuous=continuous,
+        observer=trace,
+    )  # fmt: skip
+    common = [chance.randrange(40) for _ in range(8)]
+    for number in range(num_requests):
+        start = common if number % 2 else []
+        prompt = [*start, *(chance.randrange(40) for _ in range(chance.randint(3, 16)))]
+        sequence = engine.add(prompt, max_new_tokens=chance.randint(longest // 3, longest))
+        if number == 2:
+            engine.fork(sequence, choose=le.greedy)
+        if number == 4:
+            engine.step()
+            engine.cancel(sequence)
+    engine.run()
+    return trace
+
+
+def schedule_frames() -> Frames:
+    return le.schedule_frames({"static": engine_trace(continuous=False, num_blocks=40), "continuous": engine_trace()})
+def served() -> tuple[le.Trace, dict[int, list[int]], le.BlockPool]:
+    """An engine with little room: prompts that begin alike, a fork that is copied on write, preemption and eviction."""
+    trace = le.Trace()
+    engine = le.Engine(small_model(), num_blocks=12, block_size=4, max_batch=4, max_tokens_per_step=24, observer=trace)
+    system, sequences = [0, 1, 2, 3, 4, 5, 6, 7], []
+
+    def ask(*prompts: list[int], more: int) -> None:
+        sequences.extend(engine.add(prompt, max_new_tokens=more) for prompt in prompts)
+
+    ask([*system, 8, 9], more=4)
+    sequences.append(engine.fork(sequences[0], choose=le.sampler(generator=torch.Generator().manual_seed(5))))
+    engine.run()
+    ask([*system, 8, 9, 10, 11, 12], [*system, 13, 14, 15], [20, 21, 22, 23, 24], more=9)
+    engine.run()
+    ask([*system, 13, 14, 15, 3, 1], more=2)
+    engine.run()
+    return trace, {sequence.id: sequence.token_ids for sequence in sequences}, engine.pool
+
+
+def block_frames(**options: int) -> Frames:
+    trace, token_ids, pool = served()
+    sizes = {"num_blocks": pool.num_blocks, "block_size": pool.block_size}
+    return le.block_frames(trace, **sizes, token_ids=token_ids, tokenizer=Words(), **options)
+
+
+def prefix_frames(**options: int) -> Frames:
+    trace, token_ids, pool = served()
+    sizes = {"num_blocks": pool.num_blocks, "block_size": pool.block_size}
+    return le.prefix_frames(trace, **sizes, token_ids=token_ids, tokenizer=Words(), **options)
+
+
 MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.RecomputeTriangle: recompute_frames,
     widgets.CausalMask: perturbation_frames,
@@ -66,6 +142,12 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.DecoderShapes: shape_frames,
     widgets.HeadGroups: lambda: le.head_group_frames(CONFIG),
     widgets.MemoryCalculator: le.calculator_frames,
+    widgets.MemoryMonitor: memory_frames,
+    widgets.Roofline: le.roofline_frames,
+    widgets.BeamTree: beam_frames,
+    widgets.SchedulerTimeline: schedule_frames,
+    widgets.BlockStepper: block_frames,
+    widgets.PrefixTree: prefix_frames,
 }
 
 

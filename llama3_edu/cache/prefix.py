@@ -4,9 +4,10 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from llama3_edu.cache.blocks import BlockPool
-from llama3_edu.events import BlockEvicted, BlockPublished, Observer, PrefixReused, ignore
+from llama3_edu.events import BlockEvicted, BlockPublished, Observer, PrefixReused, PrefixTouched, ignore
 
 __all__ = ["PrefixCache", "chain_hash"]
 
@@ -45,7 +46,7 @@ class PrefixCache:
 
     Args:
         pool: where the blocks are. The pool asks this cache for blocks when none are free.
-        observer: is told `BlockPublished`, `BlockEvicted` and `PrefixReused`.
+        observer: is told `BlockPublished`, `BlockEvicted`, `PrefixReused` and `PrefixTouched`.
 
     Raises:
         ValueError: the pool has a prefix cache already.
@@ -185,10 +186,13 @@ class PrefixCache:
         self._observer(BlockPublished(block=entry.block, parent=parent, token_ids=entry.token_ids))
         return entry
 
-    def _touch(self, names: Sequence[bytes]) -> None:
+    def _touch(self, names: list[bytes]) -> None:
         """Count a chain as just used, its first block last: a block is no use without those before it."""
+        if list(islice(reversed(self._entries), len(names))) == names:
+            return  # nothing else was used since
         for name in reversed(names):
             self._entries.move_to_end(name)
+        self._observer(PrefixTouched(blocks=tuple(self._entries[name].block for name in names)))
 
     def _check_long_enough(self, token_ids: Sequence[int], block_table: Sequence[int]) -> None:
         full = len(token_ids) // self._pool.block_size

@@ -47,6 +47,8 @@ class Engine:
         max_batch: sequences that run at once.
         max_tokens_per_step: tokens computed per step. A longer prompt is computed in chunks, beside sequences that are further
             on.
+        continuous: let requests join while others run. If not, the next batch begins when the last one has ended, which is
+            called static batching: the places of requests that end early stay empty.
         prefix_caching: keep the blocks of sequences that ended, for others that begin alike.
         bits: 8, 4 or 2: full blocks are quantised. None: numbers are kept as they come.
         observer: is told everything: what the pool, the prefix cache and the scheduler report, `SequenceAdded`, `StepScheduled`,
@@ -64,6 +66,7 @@ class Engine:
         block_size: int = 16,
         max_batch: int = 8,
         max_tokens_per_step: int = 256,
+        continuous: bool = True,
         prefix_caching: bool = True,
         bits: int | None = None,
         observer: Observer = ignore,
@@ -75,8 +78,9 @@ class Engine:
         )  # fmt: skip
         self.prefix: Prefixes = PrefixCache(self.pool, observer=observer) if prefix_caching else NoPrefixCache()
         self.scheduler = Scheduler(
-            self.pool, self.prefix, max_batch=max_batch, max_tokens_per_step=max_tokens_per_step, observer=self._tell
-        )
+            self.pool, self.prefix, max_batch=max_batch, max_tokens_per_step=max_tokens_per_step, continuous=continuous,
+            observer=self._tell,
+        )  # fmt: skip
         self.statistics: list[StepStatistics] = []
         """One record per step."""
         self._tally = Tally()

@@ -74,6 +74,7 @@ class Scheduler:
         prefix: finds blocks that were computed before.
         max_batch: sequences that run at once.
         max_tokens_per_step: tokens computed per step.
+        continuous: let sequences in while others run. If not, a batch is let in when the last one has ended: static batching.
         observer: is told `SequenceAdmitted`, `SequenceForked` and `SequencePreempted`.
 
     Raises:
@@ -84,12 +85,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: BlockPool, prefix: Prefixes, *, max_batch: int, max_tokens_per_step: int, observer: Observer = ignore
-    ) -> None:
+        self, pool: BlockPool, prefix: Prefixes, *, max_batch: int, max_tokens_per_step: int, continuous: bool = True,
+        observer: Observer = ignore,
+    ) -> None:  # fmt: skip
         for name, value in (("max_batch", max_batch), ("max_tokens_per_step", max_tokens_per_step)):
             if value < 1:
                 raise ValueError(f"{name} should be at least 1; it is {value}")
-        self.max_batch, self.max_tokens_per_step = max_batch, max_tokens_per_step
+        self.max_batch, self.max_tokens_per_step, self.continuous = max_batch, max_tokens_per_step, continuous
         self.waiting: list[Sequence] = []
         """In order of arrival. They hold no blocks."""
         self.running: list[Sequence] = []
@@ -145,6 +147,8 @@ class Scheduler:
             self.preempt(self.running[-1])
 
     def _admit(self) -> None:
+        if self.running and not self.continuous:
+            return
         while self.waiting and self._has_place() and self._fits(self.waiting[0]):
             sequence = self.waiting.pop(0)
             sequence.block_table = self._prefix.acquire(sequence.token_ids, salt=sequence.salt)
@@ -154,8 +158,9 @@ class Scheduler:
             self._observer(SequenceAdmitted(sequence=sequence.id, num_cached=sequence.num_cached, num_tokens=num_tokens))
 
     def _has_place(self) -> bool:
-        """Say whether one more sequence could take part in this step."""
-        return len(self.running) < self.max_batch and sum(self._pending()) < self.max_tokens_per_step
+        """Say whether there is a place for one more sequence and, unless a whole batch begins, tokens for it in this step."""
+        has_tokens = sum(self._pending()) < self.max_tokens_per_step
+        return len(self.running) < self.max_batch and (has_tokens or not self.continuous)
 
     def _fits(self, sequence: Sequence) -> bool:
         """Say whether there are blocks for all tokens so far, this sequence's and the others', and one more for each other."""

@@ -39,6 +39,9 @@ class FrameWidget(anywidget.AnyWidget):
     title: ClassVar[str]
     """The heading over the picture."""
 
+    scripts: ClassVar[tuple[str, ...]] = ()
+    """Files that several widgets share, put between `shared.js` and the widget's own."""
+
     frames = traitlets.Dict().tag(sync=True)
     step = traitlets.Int(0).tag(sync=True)
     page_key = traitlets.Unicode().tag(sync=True)
@@ -49,7 +52,8 @@ class FrameWidget(anywidget.AnyWidget):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "name" in cls.__dict__:
             cls._counter = itertools.count(1)
-            cls._esm = source("shared.js") + source(f"{cls.name.replace('-', '_')}.js")
+            own = f"{cls.name.replace('-', '_')}.js"
+            cls._esm = "".join(source(file_name) for file_name in ("shared.js", *cls.scripts, own))
             cls._css = source("shared.css")
         super().__init_subclass__(**kwargs)
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-__all__ = ["Field", "check", "count", "number", "text", "optional", "below", "span", "flags", "each", "triangle"]
+__all__ = [
+    "Field", "check", "count", "number", "text", "optional", "one_of", "below", "span", "flags", "each", "row", "some_of", "triangle",
+]  # fmt: skip
 
 Field: TypeAlias = dict[str, Any] | Callable[[str, Any], None]
 """What a value should be: a dictionary of fields, or a function of the value's name and the value that raises ValueError."""
@@ -37,6 +39,29 @@ def each(field: Field, *, least: int = 0, length: int | None = None) -> Field:
     return check_each
 
 
+def row(*fields: Field) -> Field:
+    """A list with one item for each of `fields`, which says what the item is."""
+
+    def check_row(name: str, value: Any) -> None:
+        _require(isinstance(value, list) and len(value) == len(fields), name, f"a list of {len(fields)} items", value)
+        for index, (item, field) in enumerate(zip(value, fields)):
+            check(f"{name}[{index}]", item, field)
+
+    return check_row
+
+
+def some_of(fields: dict[str, Field]) -> Field:
+    """A dictionary of some of these fields, and no others."""
+
+    def check_some(name: str, value: Any) -> None:
+        _require(isinstance(value, dict), name, "a dictionary", value)
+        for key, item in value.items():
+            _require(key in fields, name, f"of the fields {', '.join(map(repr, fields))}", value)
+            check(f"{name}[{key!r}]", item, fields[key])
+
+    return check_some
+
+
 def optional(field: Field) -> Field:
     """What `field` says, or None."""
     return lambda name, value: None if value is None else check(name, value, field)
@@ -66,6 +91,11 @@ def below(end: int) -> Field:
         _require(value < end, name, f"below {end}", value)
 
     return check_below
+
+
+def one_of(*values: str) -> Field:
+    """One of these strings."""
+    return lambda name, value: _require(value in values, name, f"one of {', '.join(values)}", value)
 
 
 def span(end: int) -> Field:

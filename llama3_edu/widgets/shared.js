@@ -55,6 +55,13 @@ function shorten(text, most) {
   return text.length <= most ? text : `${text.slice(0, most - 1)}…`;
 }
 
+// The first of `room` things to show of `total`, so that number `at` is among them. It stays for half a window, then jumps.
+function windowStart(at, total, room) {
+  if (at < room || total <= room) return 0;
+  const stride = Math.max(1, Math.floor(room / 2));
+  return Math.min(total - room, Math.ceil((at - room + 1) / stride) * stride);
+}
+
 // Token names along the top of a grid, read from bottom to top.
 function columnLabels(tokens, { x, y, cell, most = 9 }) {
   return tokens.map((token, index) => {

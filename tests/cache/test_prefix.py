@@ -12,7 +12,7 @@ import llama3_edu.cache.prefix
 from llama3_edu import BlockPool, OutOfBlocks, PagedCache, PrefixCache
 from llama3_edu.cache import chain_hash
 from llama3_edu.cache.blocks import release_all
-from llama3_edu.events import BlockEvicted, BlockPublished, Event, PrefixReused
+from llama3_edu.events import BlockEvicted, BlockPublished, Event, PrefixReused, PrefixTouched
 
 SIZE = 4
 MODEL = random_model()
@@ -235,10 +235,28 @@ def test_everything_is_told() -> None:
     assert served.events == [
         BlockPublished(block=table[0], parent=None, token_ids=(0, 1, 2, 3)),
         BlockPublished(block=table[1], parent=table[0], token_ids=(4, 5, 6, 7)),
+        PrefixTouched(blocks=(table[0], table[1])),
         PrefixReused(blocks=(table[0], table[1]), num_cached=8, num_tokens=9),
         BlockEvicted(block=table[1]),
         BlockEvicted(block=table[0]),
     ]
+
+
+def test_the_order_of_use_can_be_followed_from_what_is_told() -> None:
+    served = Served()
+    for start in (0, 20, 0, 40, 20, 8, 30):
+        served.finish(count(start, 9))
+        served.finish(count(start, 5) + [60] * 4)
+        order: list[int] = []
+        for event in served.events:
+            if isinstance(event, BlockPublished):
+                order.append(event.block)
+            elif isinstance(event, BlockEvicted):
+                order.remove(event.block)
+            elif isinstance(event, PrefixTouched):
+                order = [*(block for block in order if block not in event.blocks), *reversed(event.blocks)]
+        assert order == served.prefix.blocks
+    assert len(served.prefix) > 4 and any(isinstance(event, BlockEvicted) for event in served.events)
 
 
 # -- Names ------------------------------------------------------------------------------------------------------------

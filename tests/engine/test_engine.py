@@ -63,6 +63,8 @@ MIXES = {
     "hardly any blocks, nothing shared": {"num_blocks": 9, "max_batch": 6, "prefix_caching": False},
     "blocks of one token": {"num_blocks": 36, "block_size": 1},
     "one block for each": {"num_blocks": 5, "block_size": 64},
+    "batch by batch": {"continuous": False, "max_batch": 4},
+    "batch by batch, hardly any blocks": {"continuous": False, "max_batch": 6, "num_blocks": 9},
 }
 
 

@@ -85,6 +85,14 @@ MUTANTS = [
         of(test_scheduler.test_the_last_one_in_gives_way_and_comes_back_before_those_behind_it),
     ),
     Mutant(
+        "a static batch is joined",
+        Scheduler,
+        "_admit",
+        "self.running and not self.continuous",
+        "False",
+        of(test_scheduler.test_a_static_batch_ends_before_the_next_begins),
+    ),
+    Mutant(
         "blocks that are found count twice",
         Scheduler,
         "_fits",

@@ -25,14 +25,16 @@ class Played:
     """A scheduler whose steps are played without a model: what is scheduled counts as computed, and a token is chosen."""
 
     def __init__(
-        self, *, num_blocks: int, max_batch: int = 4, max_tokens_per_step: int = 10, prefix_caching: bool = False
-    ) -> None:
+        self, *, num_blocks: int, max_batch: int = 4, max_tokens_per_step: int = 10, prefix_caching: bool = False,
+        continuous: bool = True,
+    ) -> None:  # fmt: skip
         self.events: list[Event] = []
         self.pool = BlockPool(SHAPE, num_blocks=num_blocks, block_size=4)
         self.prefix = PrefixCache(self.pool) if prefix_caching else NoPrefixCache()
         self.scheduler = Scheduler(
-            self.pool, self.prefix, max_batch=max_batch, max_tokens_per_step=max_tokens_per_step, observer=self.events.append
-        )
+            self.pool, self.prefix, max_batch=max_batch, max_tokens_per_step=max_tokens_per_step, continuous=continuous,
+            observer=self.events.append,
+        )  # fmt: skip
 
     def add(self, *new: Sequence) -> None:
         for each in new:
@@ -105,6 +107,25 @@ def test_sequences_come_in_by_order_of_arrival_as_long_as_there_is_a_place() -> 
     played.scheduler.remove(played.scheduler.running[0])
     assert played.step() == [(1, 1), (2, 3)]
     assert played.of(SequenceAdmitted) == [0, 1, 2]
+
+
+def test_a_static_batch_ends_before_the_next_begins() -> None:
+    played = Played(num_blocks=20, max_batch=2, continuous=False)
+    played.add(sequence(0, 3), sequence(1, 3), sequence(2, 3), sequence(3, 3))
+    assert played.step() == [(0, 3), (1, 3)]
+    played.scheduler.remove(played.scheduler.running[0])
+    assert played.step() == [(1, 1)], "the place of the one that ended stays empty"
+    played.scheduler.remove(played.scheduler.running[0])
+    assert played.step() == [(2, 3), (3, 3)]
+
+
+def test_a_static_batch_is_filled_even_where_its_prompts_take_several_steps() -> None:
+    played = Played(num_blocks=20, max_batch=3, continuous=False)
+    played.add(sequence(0, 12), sequence(1, 9), sequence(2, 2), sequence(3, 2))
+    assert played.step() == [(0, 10)]
+    assert (played.running(), played.waiting()) == ([0, 1, 2], [3])
+    assert played.step() == [(0, 2), (1, 8)]
+    assert played.step() == [(0, 1), (1, 1), (2, 2)]
 
 
 def test_a_long_prompt_is_computed_in_chunks_beside_next_tokens() -> None:

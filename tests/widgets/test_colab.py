@@ -60,6 +60,16 @@ def test_a_widget_is_made_drawn_and_moved(cls: type[widgets.FrameWidget], kernel
     assert [data["state"]["step"] for data in sent if "step" in data["state"]] == ([0] if last else [])
 
 
+def test_a_live_monitor_tells_its_page_from_its_own_thread(kernel: colab.Kernel) -> None:
+    kernel.run("import time\nmonitor = widgets.MemoryMonitor(hz=40)")
+    messages = kernel.run("with monitor:\n    time.sleep(1)")
+    sent = [message["content"]["data"]["state"] for message in messages if message["msg_type"] == "comm_msg"]
+    lengths = [len(state["frames"]["steps"]) for state in sent if "frames" in state]
+    assert len(lengths) > 3 and lengths == sorted(lengths) and lengths[-1] > 10
+    assert [state["live"] for state in sent if "live" in state] == [True, False]
+    assert kernel.printed("print(monitor.live, monitor.step + 1 == monitor.num_steps, monitor)") == "False True MemoryMonitor()\n"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, python: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

@@ -1,18 +1,21 @@
 """Every widget in a real browser, with no kernel: what is drawn is what the frames say, by mouse, keyboard and touch."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from browser import WIDGET, assert_fits, assert_steps, press, quiet_page, step_of
 from playwright.sync_api import Browser, Locator, Page, expect
-from widget_pages import MAKERS, page_of
+from pool_checks import check_blocks, check_tree
+from widget_pages import MAKERS, beam_frames, engine_trace, page_of, small_model, text
 
+import llama3_edu as le
 from llama3_edu import widgets
 from llama3_edu.trace import Frames
 
 FRAMES = {cls: make() for cls, make in MAKERS.items()}
-FORMS = {widgets.MemoryCalculator}
+FORMS = {widgets.MemoryCalculator, widgets.Roofline}
 every_stepped_widget = pytest.mark.parametrize("cls", [cls for cls in MAKERS if cls not in FORMS], ids=lambda cls: cls.name)
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
@@ -121,10 +124,188 @@ def check_groups(widget: Locator, frames: Frames, step: int) -> None:
     assert widget.locator("[data-own] .le-rung-count").inner_text() == str(frames["own"])
 
 
+def dataset(widget: Locator, selector: str) -> list[dict[str, str]]:
+    """The data attributes of every element drawn, those apart that are hidden."""
+    script = "nodes => nodes.filter(n => n.getAttribute('visibility') !== 'hidden').map(n => ({...n.dataset}))"
+    return widget.locator(selector).evaluate_all(script)
+
+
+def attributes(widget: Locator, selector: str, *names: str) -> list[list[float]]:
+    script = "(nodes, names) => nodes.map(node => names.map(name => Number(node.getAttribute(name))))"
+    return widget.locator(selector).evaluate_all(script, list(names))
+
+
+def nodes_of(step: dict) -> list[dict]:
+    """The rows of a step: its beams, then those that ended."""
+    return [*step["beams"], *step["ended"]]
+
+
+def way_back(steps: list[dict], place: tuple[int, int]) -> list[tuple[int, int]]:
+    """The nodes from the prompt to one of them, the prompt left out."""
+    way = [place]
+    while way[0][0] > 0:
+        step, row = way[0]
+        way.insert(0, (step - 1, nodes_of(steps[step])[row]["parent"]))
+    return way
+
+
+def fates_at(steps: list[dict], at: int) -> dict[tuple[int, int], str]:
+    """What has become of every node by a step."""
+    places = [(step, row) for step in range(at + 1) for row in range(len(nodes_of(steps[step])))]
+    ends = {(step, row) for step, row in places if row >= len(steps[step]["beams"])}
+    led = {place for tip in places if tip in ends or tip[0] == at for place in way_back(steps, tip)}
+    parents = {(step - 1, nodes_of(steps[step])[row]["parent"]) for step, row in places}
+    fate = {place: "alive" if place in led else "left" if place in parents else "closed" for place in places}
+    for step in range(at):
+        if steps[step + 1]["beams"]:
+            closed = {(step, row) for row in steps[step + 1]["closed"]}
+            assert {p for p in fate if p[0] == step and p not in parents and p not in ends} <= closed
+    return fate | dict.fromkeys(ends, "ended")
+
+
+def best_at(steps: list[dict], at: int) -> tuple[int, int]:
+    if steps[at]["beams"]:
+        return at, 0
+    ended = [
+        (beam["score"], step, len(own["beams"]) + row) for step, own in enumerate(steps) for row, beam in enumerate(own["ended"])
+    ]
+    return max(ended, key=lambda one: one[0])[1:]
+
+
+def check_beams(widget: Locator, frames: Frames, step: int) -> None:
+    steps, at = frames["forwards"], frames["steps"][step]["forward"]
+    own, fate, best = steps[at], fates_at(steps, at), set(way_back(steps, best_at(steps, at)))
+    columns = [int(text) - frames["prompt_len"] for text in widget.locator(".le-tree .le-row").all_text_contents() if text != "…"]
+    assert columns == list(range(columns[0], at + 1))
+    shown = {place: state for place, state in fate.items() if place[0] in columns}
+    drawn = {(int(node["step"]), int(node["row"])): node for node in dataset(widget, ".le-tree .le-beam")}
+    edges = {(int(edge["step"]), int(edge["row"])): edge for edge in dataset(widget, ".le-tree .le-edge")}
+    assert {place: node["state"] for place, node in drawn.items()} == shown == {p: e["state"] for p, e in edges.items()}
+    assert {place for place, node in drawn.items() if "best" in node} == {p for p in best if p in shown}
+    assert {place for place, edge in edges.items() if "best" in edge} == {p for p in best if p in shown}
+    for (step, row), node in drawn.items():
+        beam = nodes_of(steps[step])[row]
+        assert (node["token"], float(node["score"])) == (beam["token"], beam["score"])
+        assert int(edges[step, row]["parent"]) == beam["parent"]
+    check_table_of_beams(widget, frames, at)
+    for kind, key in (("held", "num_blocks"), ("without", "without_sharing")):
+        assert widget.locator(f'.le-meter[data-kind="{kind}"]').get_attribute("data-count") == str(own[key])
+    assert f" copied, {len(own['freed'])} freed" in widget.locator(".le-block-counts").inner_text()
+
+
+def check_table_of_beams(widget: Locator, frames: Frames, at: int) -> None:
+    own = frames["forwards"][at]
+    tables = [beam["blocks"] for beam in own["beams"]] or own["written"]
+    drawn = dataset(widget, ".le-beam-blocks .le-held")
+    first = min(int(node["index"]) for node in drawn)
+    held = {(int(n["index"]), int(n["block"])): n["rows"].split() for n in drawn if n["state"] != "freed"}
+    expected: dict[tuple[int, int], list[str]] = {}
+    for row, table in enumerate(tables):
+        for index, block in enumerate(table):
+            if index >= first:
+                expected.setdefault((index, block), []).append(str(row))
+    assert held == expected, "every block stands once, beside all rows that hold it"
+    for node in drawn:
+        if node["state"] != "freed":
+            assert (node["state"] == "shared") == (int(node["block"]) in own["shared"])
+    ghosts = {int(node["block"]) for node in drawn if node["state"] == "freed"}
+    assert ghosts == {b for b in own["freed"] if any(b in table[first:] for table in own["written"])}
+    visible = {int(node["block"]) for node in drawn}
+    arrows = [(int(arrow["source"]), int(arrow["block"])) for arrow in dataset(widget, ".le-copy")]
+    assert arrows and set(arrows) <= {tuple(pair) for pair in own["copied"]} if own["copied"] else arrows == []
+    assert {pair for pair in map(tuple, own["copied"]) if set(pair) <= visible} == set(arrows)
+
+
+def check_timeline(widget: Locator, frames: Frames, step: int) -> None:
+    at = frames["steps"][step]["step"]
+    places = max(sum(working(state) for state in own["states"]) for run in frames["runs"] for own in run["steps"])
+    for index, run in enumerate(frames["runs"]):
+        panel = widget.locator(f'[data-run="{index}"]')
+        through = min(at, len(run["steps"]) - 1)
+        check_rows(panel, run, through)
+        check_moments(panel, run, through)
+        own, so_far = run["steps"][through], run["steps"][: through + 1]
+        taken = sum(working(state) for earlier in so_far for state in earlier["states"])
+        ended = sum(len(earlier["finished"]) for earlier in so_far)
+        said = {"taken": taken, "offered": len(so_far) * places, "ended": ended}
+        assert {key: panel.get_attribute(f"data-{key}") for key in said} == {key: str(value) for key, value in said.items()}
+        formula, batch = panel.locator(".le-formula").inner_text(), sum(map(working, own["states"]))
+        if at > through:
+            assert formula == f"Over after {len(run['steps'])} steps."
+        else:
+            assert formula.startswith(f"Step {own['step'] + 1}: {batch} of {places} places, {sum(own['num_tokens'])} token")
+            assert formula.endswith(
+                f"{own['prompt_tokens']} of prompts, {own['decoded_tokens']} decoded, {own['recomputed_tokens']} computed again."
+            )
+
+
+def working(state: str) -> bool:
+    return state in ("prefill", "recompute", "decode")
+
+
+def check_rows(panel: Locator, run: dict, through: int) -> None:
+    """Every request in every step that is drawn, where the clip has not cut it off, and the bars under them."""
+    drawn: dict[tuple[int, int], str] = {}
+    spans = dataset(panel, ".le-span")
+    for span in spans:
+        drawn |= {(int(span["request"]), step): span["state"] for step in range(int(span["from"]), int(span["to"]))}
+    assert len(drawn) == sum(int(span["to"]) - int(span["from"]) for span in spans), "no two spans of a request overlap"
+    bars = {(bar["kind"], int(bar["step"])): int(bar["amount"]) for bar in dataset(panel, ".le-total")}
+    steps = sorted({step for kind, step in bars if kind == "batch"})
+    assert steps == list(range(steps[0], steps[-1] + 1)) and steps[0] <= through <= steps[-1]
+    for step in steps:
+        own = run["steps"][step]
+        states = {request: state for request, state in enumerate(own["states"]) if state not in ("absent", "finished")}
+        assert states == {request: state for (request, at), state in drawn.items() if at == step}
+        amounts = {"batch": sum(map(working, own["states"]))}
+        for kind, key in (("prompt", "prompt_tokens"), ("decoded", "decoded_tokens"), ("again", "recomputed_tokens")):
+            amounts |= {kind: own[key]} if own[key] else {}
+        assert amounts == {kind: amount for (kind, at), amount in bars.items() if at == step}
+    assert panel.locator("[data-through]").get_attribute("data-through") == str(through)
+    ((cell,),) = attributes(panel, ".le-now", "width")
+    ((left, wide),) = attributes(panel, "clipPath rect", "x", "width")
+    edges = attributes(panel, '.le-total[data-kind="batch"]', "x", "width")
+    past = [x for x, width in edges if x + width <= left + wide + 0.01]
+    assert len(past) == through - steps[0] + 1, "the clip ends with the step"
+    assert wide == pytest.approx(6 + cell * len(past))
+
+
+def check_moments(panel: Locator, run: dict, through: int) -> None:
+    moments = {(m["kind"], int(m["request"]), int(m["step"])) for m in dataset(panel, ".le-moment")}
+    window = {int(bar["step"]) for bar in dataset(panel, '.le-total[data-kind="batch"]')}
+    expected = set()
+    for step in window:
+        own = run["steps"][step]
+        expected |= {("found", request, step) for request, found in own["admitted"] if found}
+        expected |= {(kind, request, step) for kind in ("forked", "preempted") for request, _ in own[kind]}
+        expected |= {("finished", request, step) for request in own["finished"]}
+    assert moments == expected
+
+
 def line_ends(widget: Locator, selector: str) -> tuple[float, float]:
     """Where a drawn path begins and ends, across."""
     ends = "path => [path.getPointAtLength(0).x, path.getPointAtLength(path.getTotalLength()).x]"
     return tuple(widget.locator(selector).evaluate(ends))
+
+
+def check_memory(widget: Locator, frames: Frames, step: int) -> None:
+    own = frames["steps"][step]
+    cursor = widget.locator(".le-now")
+    assert float(cursor.get_attribute("data-seconds")) == own["seconds"]
+    sizes = {"weights": own["weights"], "kv": own["kv"], "rest": own["rest"]}
+    sizes["used"] = sum(sizes.values())
+    rows = "nodes => Object.fromEntries(nodes.map(node => [node.dataset.part, Number(node.dataset.bytes)]))"
+    assert widget.locator(".le-memory-table tr").evaluate_all(rows) == sizes
+    floor = float(cursor.get_attribute("y2"))
+    dots = (widget.locator(f'.le-now-dot[data-part="{part}"]') for part in ("weights", "rest"))
+    weights, used = (floor - float(dot.get_attribute("cy")) for dot in dots)
+    assert weights / used == pytest.approx(own["weights"] / sizes["used"], rel=1e-3)
+    last = frames["steps"][-1]["seconds"]
+    ends = "path => { const box = path.getBBox(); return [box.x, box.x + box.width]; }"
+    left, right = widget.locator(".le-area").first.evaluate(ends)
+    assert float(cursor.get_attribute("x1")) == pytest.approx(left + (right - left) * own["seconds"] / last, abs=0.1)
+    totals = [one["weights"] + one["kv"] + one["rest"] for one in frames["steps"]]
+    assert int(widget.locator(".le-peak").get_attribute("data-step")) == totals.index(max(totals))
 
 
 CHECKS = {
@@ -133,6 +314,11 @@ CHECKS = {
     widgets.CacheGrowth: check_growth,
     widgets.DecoderShapes: check_shapes,
     widgets.HeadGroups: check_groups,
+    widgets.MemoryMonitor: check_memory,
+    widgets.BeamTree: check_beams,
+    widgets.SchedulerTimeline: check_timeline,
+    widgets.BlockStepper: check_blocks,
+    widgets.PrefixTree: check_tree,
 }
 
 
@@ -192,7 +378,7 @@ def test_play_runs_to_the_end_and_pause_stops_it(cls: type[widgets.FrameWidget],
         page.clock.run_for(5_000)
         assert step_of(widget) == reached
         press(widget, "play")
-        page.clock.run_for(100_000)
+        page.clock.run_for(1_000 * len(FRAMES[cls]["steps"]))
         assert step_of(widget) == len(FRAMES[cls]["steps"]) - 1
         assert widget.locator('[data-action="play"]').get_attribute("aria-label") == "Play"
         at_once = "nodes => nodes.every(node => getComputedStyle(node).transitionDuration === '0s')"
@@ -250,6 +436,140 @@ def test_a_head_tells_whom_it_reads_by_pointer_and_by_key(browser: Browser, tmp_
         assert looked.inner_text() == "Query head 0 reads KV head 0, and no other does."
         widget.get_by_role("button", name="1 ").last.click()
         assert step_of(widget) == 2
+
+
+def test_a_beam_tells_its_text_and_its_blocks_by_pointer_by_touch_and_by_key(browser: Browser, tmp_path: Path):
+    frames = FRAMES[widgets.BeamTree]
+    steps, at = frames["forwards"], 4
+
+    def lit(kind: str) -> set[str]:
+        return {node[kind] for node in dataset(widget, ".le-held[data-looked]")}
+
+    def chosen() -> list[tuple[int, int]]:
+        return sorted((int(node["step"]), int(node["row"])) for node in dataset(widget, ".le-tree .le-beam[data-looked]"))
+
+    with quiet_page(browser, **{**PHONE, "viewport": {"width": 1000, "height": 900}}) as page:
+        widget = show(page, tmp_path, widgets.BeamTree(frames=frames, step=at))
+        looked, tree = widget.locator(".le-looked"), widget.locator(".le-tree")
+        assert chosen() == way_back(steps, (at, 0)) and "the best beam so far" in looked.inner_text()
+        for row, choose in ((2, "click"), (3, "tap")):
+            getattr(widget.locator(f'.le-beam[data-step="{at}"][data-row="{row}"]'), choose)()
+            way = way_back(steps, (at, row))
+            assert chosen() == way
+            found = "".join(nodes_of(steps[step])[own]["token"] for step, own in way).replace("␣", " ").strip()
+            assert widget.locator(".le-found").inner_text() == found and "The king is dead," in looked.inner_text()
+            blocks = steps[at]["beams"][row]["blocks"]
+            assert f"Blocks {', '.join(map(str, blocks))}." in looked.inner_text() and lit("block") == set(map(str, blocks))
+        tree.press("ArrowUp")
+        assert chosen() == way_back(steps, (at, 2)) and step_of(widget) == at
+        tree.press("ArrowRight")
+        assert step_of(widget) == at + 1, "sideways arrows step"
+        assert chosen() == way_back(steps, (at, 2)), "what was chosen stays chosen"
+        tree.press("Escape")
+        assert chosen() == way_back(steps, (at + 1, 0))
+        widget.locator('.le-beam[data-state="closed"]').first.click()
+        assert "closed: nothing continues it" in looked.inner_text()
+        widget.locator('.le-beam[data-state="ended"]').first.click()
+        assert "Final score, length penalty included" in looked.inner_text()
+
+
+def test_a_search_without_blocks_is_drawn_without_tables(browser: Browser, tmp_path: Path):
+    trace = le.Trace()
+    le.beam_search(small_model(), text(5), num_beams=3, max_new_tokens=4, observer=trace)
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.BeamTree(frames=le.beam_frames(trace), step=2))
+        assert widget.locator(".le-beam-blocks").count() == 0
+        assert widget.locator('.le-tree .le-beam[data-step="2"]').count() == 3
+        assert "prompt of 5 tokens" in widget.locator(".le-looked").inner_text()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("num_beams", [2, 12])
+def test_a_long_search_shows_a_window_that_follows_the_step(num_beams: int, width: int, browser: Browser, tmp_path: Path):
+    frames = beam_frames(num_beams=num_beams, max_new_tokens=36, block_size=4, eos_id=None)
+    with quiet_page(browser, viewport={"width": width, "height": 800}) as page:
+        widget = show(page, tmp_path, widgets.BeamTree(frames=frames))
+        for step in (0, 1, 9, 20, len(frames["steps"]) - 1):
+            widget.locator("input[type=range]").fill(str(step))
+            assert step_of(widget) == step
+            check_beams(widget, frames, step)
+            assert_fits(page)
+            inside = "(stage) => [...stage.querySelectorAll('svg')].every(svg => { const room = svg.getBoundingClientRect();"
+            inside += (
+                " return [...svg.querySelectorAll('rect, text')].every(n => n.getBoundingClientRect().right <= room.right + 1) })"
+            )
+            assert widget.locator(".le-stage").evaluate(inside), "nothing is drawn outside its picture"
+
+
+def test_a_request_tells_its_life_by_pointer_by_touch_and_by_key(browser: Browser, tmp_path: Path):
+    frames = le.schedule_frames(engine_trace())
+    (run,) = frames["runs"]
+    lost = {pair[0]: (index, pair[1]) for index, step in enumerate(run["steps"]) for pair in step["preempted"]}
+    request, (step, tokens) = next(iter(lost.items()))
+    last = len(frames["steps"]) - 1
+    with quiet_page(browser, **{**PHONE, "viewport": {"width": 900, "height": 900}}) as page:
+        widget = show(page, tmp_path, widgets.SchedulerTimeline(frames=frames, step=last))
+        looked, picture = widget.locator(".le-looked"), widget.locator(".le-schedule")
+        row = widget.locator(f'.le-row[data-request="{request}"]')
+        row.hover()
+        words = looked.inner_text()
+        assert f"gives way in step {step + 1}, {tokens} tokens lost" in words
+        assert f"with {run['requests'][request]['new_tokens']} new tokens (all it asked for)" in words
+        widget.locator(".le-title").hover()
+        assert looked.inner_text().startswith("Point at a request"), "the pointer has left the picture"
+        row.tap()
+        assert looked.inner_text() == words and widget.locator("select").input_value() == str(request + 1)
+        picture.press("ArrowDown")
+        assert looked.inner_text().startswith(f"Request {request + 1},") and step_of(widget) == last
+        picture.press("ArrowLeft")
+        assert step_of(widget) == last - 1, "sideways arrows step"
+        for number, expected in enumerate(run["requests"]):
+            widget.locator("select").select_option(label=str(number))
+            said = looked.inner_text()
+            assert said.startswith(f"Request {number},") and f"of {expected['prompt_len']} token" in said
+            found = [pair[1] for own in run["steps"] for pair in own["admitted"] if pair[0] == number and pair[1]]
+            assert said.count("found in the prefix cache") == len(found)
+            assert ("(cancelled)" in said) == (expected["reason"] == "cancelled")
+        press(widget, "reset")
+        widget.locator("select").select_option(label=str(last_to_come(run)))
+        assert "ends in" not in looked.inner_text(), "what is still to come is not told"
+
+
+def last_to_come(run: dict) -> int:
+    return max(range(len(run["requests"])), key=lambda request: run["requests"][request]["arrived"])
+
+
+def test_forks_are_told_of_their_parents(browser: Browser, tmp_path: Path):
+    frames = le.schedule_frames(engine_trace())
+    (run,) = frames["runs"]
+    ((child, parent),) = [(r["sequence"], r["parent"]) for r in run["requests"] if r["parent"] is not None]
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.SchedulerTimeline(frames=frames, step=len(frames["steps"]) - 1))
+        widget.locator("select").select_option(label=str(child))
+        assert f"a fork, prompt of request {parent}" in widget.locator(".le-looked").inner_text()
+        assert f"parts from request {parent} in step" in widget.locator(".le-looked").inner_text()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_sixty_four_requests_over_hundreds_of_steps_stay_readable(width: int, browser: Browser, tmp_path: Path):
+    frames = le.schedule_frames(engine_trace(64, longest=40, num_blocks=40, max_batch=4))
+    assert len(frames["steps"]) > 400 and len(frames["runs"][0]["requests"]) == 65
+    with quiet_page(browser, viewport={"width": width, "height": 800}) as page:
+        widget = show(page, tmp_path, widgets.SchedulerTimeline(frames=frames))
+        for step in (0, 30, 200, 201, len(frames["steps"]) - 1):
+            widget.locator("input[type=range]").fill(str(step))
+            assert step_of(widget) == step
+            check_timeline(widget, frames, step)
+            assert_fits(page)
+            boxes = [
+                label.bounding_box()
+                for label in widget.locator(".le-schedule .le-row").all()
+                if label.get_attribute("visibility") != "hidden"
+            ]
+            for one, other in itertools.combinations(boxes, 2):
+                apart = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+                assert apart or one["y"] + one["height"] <= other["y"] + 4 or other["y"] + other["height"] <= one["y"] + 4
+            assert widget.locator(".le-schedule *").count() < 6_000
 
 
 def test_widgets_on_one_page_do_not_disturb_each_other(browser: Browser, tmp_path: Path):
