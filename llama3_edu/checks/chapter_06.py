@@ -26,7 +26,10 @@ EXERCISES = (
         cases=repeat_kv_cases,
         look="Each head should appear n_rep times in a row.",
         suspects=(
-            Suspect("The heads come in the order 0 1 0 1; wanted is 0 0 1 1: each is repeated before the next begins.", lambda x, n: x.repeat(1, 1, n, 1)),
+            Suspect(
+                "The heads come in the order 0 1 0 1; wanted is 0 0 1 1: each is repeated before the next begins.",
+                lambda x, n: x.repeat(1, 1, n, 1),
+            ),
             Suspect("That repeats tokens, not heads: the heads are axis 2.", lambda x, n: x.repeat_interleave(n, dim=1)),
             Suspect("That repeats the numbers in each head; the heads are axis 2.", lambda x, n: x.repeat_interleave(n, dim=3)),
             Suspect("That is x as it came: no head was repeated.", lambda x, n: x),

@@ -81,7 +81,9 @@ def by_value(exercise: "Exercise", solution: Solution, case: Case) -> None:
     for name, before, after in [*zip(range(1, 99), case.args, given), *((n, case.kwargs[n], named[n]) for n in named)]:
         if difference(after, before):
             which = f"argument {name}" if isinstance(name, int) else f"{name!r}"
-            raise Wrong(f"it returned what was wanted, but changed {which} in place", hint="Work on a copy, or write to a new tensor.")
+            raise Wrong(
+                f"it returned what was wanted, but changed {which} in place", hint="Work on a copy, or write to a new tensor."
+            )
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ def try_cases(exercise: Exercise, solution: object, seed: int, tried: list[Case]
         except (CheckFailed, KeyboardInterrupt, TooLong):
             raise
         except BaseException as error:
-            raise CheckFailed(f"{exercise.name}: for {case.says}, {raised(error, solution)}. {exercise.look} (seed={seed})") from None
+            raise CheckFailed(
+                f"{exercise.name}: for {case.says}, {raised(error, solution)}. {exercise.look} (seed={seed})"
+            ) from None
     if not tried:
         raise ValueError(f"exercise {exercise.name!r} should have inputs to try an answer on; it has none")
 
