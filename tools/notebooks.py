@@ -27,7 +27,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SETUP_TAG, IGNORE_TAG = "colab-setup", "nbval-ignore-output"
+SETUP_TAG, IGNORE_TAG, RAISES_TAG = "colab-setup", "nbval-ignore-output", "raises-exception"
 
 LARGEST_IGNORED_SHARE = 0.15
 """Of the cells that have output, how many may go uncompared."""
@@ -39,7 +39,7 @@ KERNEL = {
 
 # Everything else in a metadata entry is a trace of the program that wrote the file.
 KEPT_NOTEBOOK_METADATA = ("myst", "mystnb")
-KEPT_CELL_METADATA = ("cellView", "mystnb", "nbgrader", "tags")
+KEPT_CELL_METADATA = ("cellView", "exercise", "mystnb", "nbgrader", "tags")
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -213,7 +213,7 @@ def _cell_problems(cell: NotebookNode) -> list[str]:
     found = []
     for output in cell.get("outputs", ()):
         shown = output.get("text", "") + "".join(str(value) for value in output.get("data", {}).values())
-        if output.output_type == "error":
+        if output.output_type == "error" and not _has_tag(cell, RAISES_TAG):
             found.append(f"it ended with {output.ename}")
         if output.get("name") == "stderr":
             found.append("it wrote to stderr")

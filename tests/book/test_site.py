@@ -162,4 +162,5 @@ def test_the_reference_has_every_module() -> None:
     package = ROOT / "llama3_edu"
     modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py") if path.name != "__init__.py"}
     headings = {heading.get_text().rstrip("#").strip() for heading in soup_of(SITE / "book/api.html").select("article h3")}
-    assert modules - headings == set()
+    checked_with = {module for module in modules if module.startswith("checks.chapter_")}  # what they try is no interface
+    assert modules - headings == checked_with

@@ -1,0 +1,3 @@
+"""Wrong answers to the exercises of chapter 10, each with what its learner must be told."""
+
+MUTANTS: dict[str, dict[str, tuple[str, str]]] = {}
