@@ -57,9 +57,9 @@ def leaking_llama(generator: torch.Generator, most: str) -> Llama:
     How much it leaks differs from place to place, so that whoever looks in one place alone sees a number of that place.
     """
     model = random_llama(generator, n_layers=3)
-    little = {(row, ahead): 1.0 for row in (0, 1) for ahead in (1, 2, 3)}
+    little = {(row, ahead): 0.05 for row in (0, 1) for ahead in (1, 2, 3)}
     some = {(1, 2): 40.0, (0, 2): 20.0, (1, 1): 10.0, (0, 1): 9.0, (1, 3): 14.0, (0, 3): 12.0}
-    much = {place: 2 * strength for place, strength in some.items()} | {(0, 2): 30.0}
+    much = {place: 3 * strength for place, strength in some.items()} | {(0, 2): 50.0}
     for layer, block in enumerate(model.layers):
         for name in ("wk", "wv"):
             strengths = little if layer != 1 else much if name == most else some
