@@ -3,6 +3,7 @@
 from llama3_edu.widgets.base import FrameWidget
 from llama3_edu.widgets.beam_tree import BeamTree
 from llama3_edu.widgets.block_stepper import BlockStepper
+from llama3_edu.widgets.bug_hunt import BugHunt
 from llama3_edu.widgets.cache_growth import CacheGrowth
 from llama3_edu.widgets.causal_mask import CausalMask
 from llama3_edu.widgets.decoder_shapes import DecoderShapes
@@ -19,13 +20,14 @@ __all__ = [
     "RecomputeTriangle",
     "CausalMask",
     "CacheGrowth",
+    "BugHunt",
     "DecoderShapes",
     "HeadGroups",
     "MemoryCalculator",
     "MemoryMonitor",
     "Roofline",
-    "BeamTree",
     "SchedulerTimeline",
     "BlockStepper",
     "PrefixTree",
+    "BeamTree",
 ]
