@@ -1,13 +1,13 @@
 """Exercises of chapter 5: bugs to repair, and a check that finds those nobody was told of."""
 
 from collections.abc import Callable
-from functools import cache as cached
+from copy import deepcopy
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-import llama3_edu.bugs as bugs
+from llama3_edu import bugs
 from llama3_edu.beam import beam_search
 from llama3_edu.cache.base import KVCache
 from llama3_edu.cache.blocks import BlockPool
@@ -20,7 +20,6 @@ from llama3_edu.checks.exercise import Case, Exercise, Solution, Suspect, Wrong
 from llama3_edu.checks.material import TOLERANCES, devices, kinds, random_llama
 from llama3_edu.config import LlamaConfig
 from llama3_edu.events import Event, KeysStored
-from llama3_edu.memory import kv_bytes
 from llama3_edu.model import Llama
 
 __all__ = ["EXERCISES"]
@@ -50,7 +49,7 @@ def judge_slots(exercise: Exercise, solution: Solution, case: Case) -> None:
         for layer in range(config.n_layers):
             check_layer(cache.update(layer, *new[layer].clone()), layer, held, start)
         check_lengths(cache, batch, held.shape[3])
-    check_bytes(cache.nbytes, kv_bytes(config, seq_len=room, batch=batch, bits=torch.finfo(dtype).bits))
+    check_bytes(cache.nbytes, batch * room * config.kv_elements_per_token, dtype)
     cache.reorder(torch.arange(batch).flip(0))
     last = cache.update(config.n_layers - 1, *case.extra[-1][-1].flip(1).clone())
     problem = difference(tuple(last), tuple(held.flip(2)[-1]))
@@ -83,11 +82,12 @@ def check_layer(came: tuple[Tensor, Tensor], layer: int, held: Tensor, start: in
     raise Wrong(f"update of layer {layer} returned something else: {problem}", hint=hint)
 
 
-def check_bytes(came: object, wanted: int) -> None:
+def check_bytes(came: object, elements: int, dtype: torch.dtype) -> None:
+    wanted = elements * dtype.itemsize
     if came == wanted and isinstance(came, int):
         return
-    hint = "That is the number of elements; each takes several bytes." if came in [wanted // size for size in (2, 4, 8)] else ""
-    raise Wrong(f"nbytes is {shown(came)}, wanted is {wanted:,}", hint=hint or "Keys and values of all slots, in bytes.")
+    hint = "That is how many numbers there are" if came == elements else "It counts keys and values of all slots, in bytes"
+    raise Wrong(f"nbytes is {shown(came)}, wanted is {wanted}", hint=f"{hint}; one of {dtype} takes {dtype.itemsize} bytes.")
 
 
 SLOT_CACHE = Exercise(
@@ -102,27 +102,22 @@ SLOT_CACHE = Exercise(
 )
 
 
-def searched(model: Llama, tokens: Tensor, num_beams: int, max_new_tokens: int, *, moves: str) -> tuple[Tensor, Tensor]:
-    """Return what a beam search returns whose cache follows in a wrong way."""
-    cache = GrowingCache(model.config, device=model.device, dtype=model.dtype)
-    scores, ids = model.next_logits(tokens, cache)[0].log_softmax(dim=-1).topk(num_beams)
-    tokens = torch.cat((tokens.expand(num_beams, -1), ids[:, None]), dim=1)
-    cache.reorder(torch.zeros(num_beams, dtype=torch.long))
-    for _ in range(max_new_tokens - 1):
-        logits = model.next_logits(tokens[:, -1:], cache)
-        scores, places = (scores[:, None] + logits.log_softmax(dim=-1)).flatten().topk(num_beams)
-        parents = places // logits.shape[1]
-        tokens = torch.cat((tokens[parents], places[:, None] % logits.shape[1]), dim=1)
-        if moves == "backwards":
-            cache.reorder(parents.argsort(stable=True))
-    return tokens, scores
+def forgetful_search(model: Llama, tokens: Tensor, num_beams: int, max_new_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return what a beam search returns that leaves the cache as it is when beams move."""
+    cache = bugs.ForgetfulBeams(model.config, device=model.device, dtype=model.dtype)
+    found = beam_search(model, tokens, num_beams=num_beams, max_new_tokens=max_new_tokens, cache=cache, length_penalty=0.0)
+    return found.tokens, found.scores
 
 
 def beam_cases(generator: torch.Generator):
     for device in devices():
         if device.type == "mps":  # it has no float64, and where two beams are nearly equal, float32 may choose either
             continue
-        for num_beams, new, prompt_len in ((1, 1, 1), (1, 4, 2), *((beams, new, 3) for beams in (2, 3, 4) for new in (2, 3, 5, 8))):
+        for num_beams, new, prompt_len in (
+            (1, 1, 1),
+            (1, 4, 2),
+            *((beams, new, 3) for beams in (2, 3, 4) for new in (2, 3, 5, 8)),
+        ):
             model = random_llama(generator, device=device)
             prompt = torch.randint(model.config.vocab_size, (1, prompt_len), generator=generator).to(device)
             args = (model, prompt, num_beams, new)
@@ -174,17 +169,27 @@ SEARCH_BEAMS = Exercise(
     suspects=(
         Suspect(
             "Tokens and scores moved to their new rows, and the keys of their past stayed behind.",
-            lambda *args: searched(*args, moves="not at all"),
-        ),
-        Suspect(
-            "The cache moves, but in the other direction: row i should go on with what row parents[i] held.",
-            lambda *args: searched(*args, moves="backwards"),
+            forgetful_search,
         ),
     ),
 )
 
 MakeCache: TypeAlias = Callable[[int], KVCache]
 ROOM = 32
+
+
+def never_empty(make: MakeCache) -> MakeCache:
+    """Return what makes caches that go on where the first of them stopped."""
+    made: list[KVCache] = []
+
+    def make_another(batch: int) -> KVCache:
+        cache = deepcopy(made[0]) if made else make(batch)
+        if made:
+            cache.reorder(torch.zeros(batch, dtype=torch.long))
+        made.append(cache)
+        return cache
+
+    return make_another
 
 
 def makers(model: Llama) -> list[tuple[str, bool, MakeCache]]:
@@ -224,7 +229,7 @@ def makers(model: Llama) -> list[tuple[str, bool, MakeCache]]:
         ("a hidden cache, wrong where three rows go round in a ring", False, plain(hidden_bugs.MovesBackwards)),
         ("a hidden cache that rounds numbers", False, plain(hidden_bugs.RoundsToSingle)),
         ("a hidden cache that reports too few bytes", False, plain(hidden_bugs.CountsKeysOnly)),
-        ("a hidden factory, wrong from its second cache on", False, cached(plain(GrowingCache))),
+        ("a hidden factory that gives a second cache what the first one held", False, never_empty(plain(GrowingCache))),
     ]
 
 
@@ -257,7 +262,7 @@ IS_RIGHT = Exercise(
     stars=3,
     minutes=35,
     cases=verdict_cases,
-    look="The trials of the chapter are a start: feed pieces, move rows, compare with runs that keep nothing.",
+    look="A cache that is wrong may also refuse what a right one takes: ask for its `seq_lens` before you feed it.",
     judge=judge_verdict,
 )
 
