@@ -42,6 +42,10 @@ CACHE_BYTES = Exercise(
     cases=cache_cases,
     look="Multiply one factor at a time: numbers in a key, a value beside it, KV heads, layers, tokens, rows, and bits / 8.",
     suspects=(
+        Suspect(
+            "That is how many numbers there are, or one byte for each. `bits` says how large they are.",
+            lambda config, bits, **k: elements(config, **k),
+        ),
         Suspect("Keys and values are kept: there is a factor of 2.", lambda config, **k: kv_bytes(config, **k) // 2),
         Suspect(
             "The query heads keep nothing. Only KV heads are cached: `n_kv_heads`, not `n_heads` and not `dim`.",
@@ -50,10 +54,6 @@ CACHE_BYTES = Exercise(
         Suspect("Every layer has a cache of its own: `n_layers` is missing.", lambda c, **k: kv_bytes(c, **k) // c.n_layers),
         Suspect("Every row keeps its own keys and values: `batch` is missing.", lambda c, **k: kv_bytes(c, **k) // k["batch"]),
         Suspect("Those are bits. A byte has 8 of them.", lambda config, **k: kv_bytes(config, **k) * 8),
-        Suspect(
-            "That is how many numbers there are, or one byte for each. `bits` says how large they are.",
-            lambda config, bits, **k: elements(config, **k),
-        ),
         Suspect(
             "That takes two bytes for every number; `bits` says how large they are.", lambda c, bits, **k: 2 * elements(c, **k)
         ),

@@ -46,10 +46,11 @@ def random_llama(
     vocab_size: int = 13,
     dtype: torch.dtype = torch.float64,
     device: torch.device = CPU,
+    kind: type[Llama] = Llama,
 ) -> Llama:
-    """Return an untrained Llama of a few thousand weights, in which the past weighs as much as the newest token."""
+    """Return an untrained Llama of a few thousand weights, in which the past counts as the newest token does."""
     config = LlamaConfig(dim=16, n_layers=n_layers, n_heads=4, n_kv_heads=2, hidden_dim=24, vocab_size=vocab_size)
-    model = Llama(config).to(dtype).requires_grad_(False)
+    model = kind(config).to(dtype).requires_grad_(False)
     for weight in model.parameters():
         if weight.dim() == 2:
             width = weight.shape[1] ** 0.5
