@@ -47,7 +47,7 @@ def search_beams(model, tokens, cache, num_beams, max_new_tokens):
 """,
     ],
     "is_right": [
-        # one row at a time where that does, and torch.testing for the comparison
+        # other trials, padding on the left, and an error for what is wrong
         """
 def is_right(make, model):
     try:

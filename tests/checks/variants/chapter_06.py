@@ -8,7 +8,7 @@ VARIANTS = {
     ],
     "grouped_attend": [
         "def grouped_attend(q, k, v, mask=None):\n    return le.fused_attend(q, k, v, mask)",
-        # a group at a time, with broadcast over none
+        # one query head at a time
         """
 def grouped_attend(q, k, v, mask=None):
     n_rep = q.shape[2] // k.shape[2]
@@ -34,12 +34,6 @@ def grouped_attend(q, k, v, mask=None):
         scores = scores.masked_fill(~mask.repeat(1, n_heads // n_kv_heads, 1)[:, None], -torch.inf)
     out = (scores.softmax(dim=-1) @ v).unflatten(2, (-1, new_len)).permute(0, 3, 1, 2, 4)
     return out.flatten(2, 3).to(kind)
-""",
-        """
-def grouped_attend(q, k, v, mask=None):
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask = None if mask is None else mask[:, None]
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 """,
     ],
     "mean_pool": [
