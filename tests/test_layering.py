@@ -14,7 +14,7 @@ LEVELS = (
     ("config", "positions", "events"),
     (
         "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware",
-        "trace", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule",
+        "trace", "thinning", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule",
         "sizes", "roofline", "roofline_frames", "memory_use", "memory_recorder",
     ),
     (
@@ -23,7 +23,7 @@ LEVELS = (
     ),
     ("model", "checkpoint"),
     (
-        "generate", "probe", "frames", "beam",
+        "generate", "probe", "frames", "frames_mask", "beam",
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),
     (

@@ -1,14 +1,16 @@
 """Every widget in a real browser, with no kernel: what is drawn is what the frames say, by mouse, keyboard and touch."""
 
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from browser import WIDGET, assert_fits, assert_steps, press, quiet_page, step_of
 from playwright.sync_api import Browser, Locator, Page, expect
 from pool_checks import check_blocks, check_tree
-from widget_pages import MAKERS, beam_frames, engine_trace, page_of, small_model, text
+from widget_pages import MAKERS, beam_frames, engine_trace, mask_frames, page_of, small_model, text
 
 import llama3_edu as le
 from llama3_edu import widgets
@@ -55,21 +57,66 @@ def check_recompute(widget: Locator, frames: Frames, step: int) -> None:
 
 
 def check_mask(widget: Locator, frames: Frames, step: int) -> None:
-    n, own = len(frames["tokens"]), frames["steps"][step]
+    """Compare every cell and strip with `causal_mask` and with what the frames say is changed by the token replaced."""
+    own = frames["steps"][step]
+    replaced = own["replaced"]
+    if len(frames["runs"]) > 1:
+        replaced = int(widget.get_by_label("Replace").input_value()) - 1
+        replaced = None if replaced < 0 else replaced
     for layer in range(frames["n_layers"]):
-        widget.locator(".le-segmented label").nth(layer).click()
-        changes = own["layers"][layer]
-        cells = state_map(widget, ".le-matrix .le-score", "query", "key")
-        for query in range(n):
-            for key in range(n):
-                state = "masked" if key > query else ("stays", "changed")[int(changes["scores"][query][key])]
-                assert cells[str(query), str(key)] == state
-        assert widget.locator(".le-segmented input:checked").get_attribute("value") == str(layer)
-        strips = state_map(widget, ".le-matrix .le-strip", "kind", "position")
-        for kind in ("q", "k", "v", "out", "logits"):
-            flags = own["logits"] if kind == "logits" else changes[kind]
-            drawn = [strips[kind, str(position)] for position in range(n)]
-            assert drawn == [("stays", "changed")[int(flag)] for flag in flags]
+        widget.get_by_role("radiogroup", name="Layer").locator("label").nth(layer).click()
+        assert widget.get_by_role("radiogroup", name="Layer").locator(":checked").get_attribute("value") == str(layer)
+        changes = None if replaced is None else frames["changes"][replaced]["layers"][layer]
+        logits = None if replaced is None else frames["changes"][replaced]["logits"]
+        check_cells(widget, own, changes, replaced)
+        check_strips(widget, own, changes and {**changes, "logits": logits}, replaced)
+
+
+def columns_of_the_pass(own: dict) -> tuple[list[int], int]:
+    """The positions of all its columns, and how many of them were cached before it."""
+    return own["key_positions"], len(own["key_positions"]) - len(own["positions"])
+
+
+def effect(changed: bool, keys: list[int], cached: int, replaced: int | None) -> str:
+    """What is shown of something that the replaced token changes, or not."""
+    if not changed:
+        return "stays"
+    return "stale" if replaced in keys[:cached] else "changed"
+
+
+def check_cells(widget: Locator, own: dict, changes: dict | None, replaced: int | None) -> None:
+    keys, cached = columns_of_the_pass(own)
+    mask = le.causal_mask(torch.tensor([own["positions"]]), torch.tensor([keys]))[0].tolist()
+    drawn = state_map(widget, ".le-matrix .le-score", "query", "key")
+    for row, seen in enumerate(mask):
+        for column, visible in enumerate(seen):
+            query, key = own["positions"][row], keys[column]
+            state = drawn.pop((str(cached + row), str(column)))
+            changed = visible and changes is not None and changes["scores"][query][key] == "1"
+            assert state == (effect(changed, keys, cached, replaced) if visible else "masked"), (query, key)
+    assert set(drawn.values()) <= {"outside"}, "what is not in this pass is not drawn as if it were"
+    outline = widget.locator(".le-pass")
+    assert outline.get_attribute("data-queries") == str(len(own["positions"]))
+    assert outline.get_attribute("data-keys") == str(len(keys))
+
+
+def check_strips(widget: Locator, own: dict, changes: dict | None, replaced: int | None) -> None:
+    keys, cached = columns_of_the_pass(own)
+    drawn = state_map(widget, ".le-matrix .le-strip", "kind", "index")
+    came = "nodes => nodes.map(node => [`${node.dataset.kind}${node.dataset.index}`, node.dataset.from])"
+    came_from = dict(widget.locator(".le-matrix .le-strip").evaluate_all(came))
+    for (kind, index), state in drawn.items():
+        column = int(index)
+        inside = column < len(keys) and (kind in "kv" or column >= cached)
+        if not inside:
+            assert state == "outside"
+        elif keys[column] < 0:
+            assert state == "padding"
+        else:
+            changed = changes is not None and changes[kind][keys[column]] == "1"
+            assert state == effect(changed, keys, cached, replaced), (kind, column)
+        if kind in "kv" and inside:
+            assert came_from[f"{kind}{index}"] == ("cached" if column < cached else "new")
 
 
 def check_growth(widget: Locator, frames: Frames, step: int) -> None:
@@ -392,12 +439,100 @@ def test_a_cell_of_the_mask_tells_its_weight_by_pointer_and_by_key(browser: Brow
         looked = widget.locator(".le-looked")
         widget.locator("select").select_option("2")
         widget.locator('.le-matrix [data-query="5"][data-key="1"]').hover()
-        assert f"weight {frames['weights'][0][1][5][1] / 1000:.3f} (head 2)" in looked.inner_text()
+        assert "may look at position 1" in looked.inner_text() and "0 ≤ 1 ≤ 5" in looked.inner_text()
+        assert f"Weight {frames['weights'][0][1][5][1] / 1000:.3f} (head 2)" in looked.inner_text()
         widget.locator('.le-matrix [data-query="1"][data-key="5"]').hover()
-        assert "masked" in looked.inner_text()
+        assert "5 ≤ 1 does not hold" in looked.inner_text() and "Masked" in looked.inner_text()
         widget.locator(".le-matrix").press("ArrowDown")
-        assert looked.inner_text().startswith("Query 2")
+        assert looked.inner_text().startswith("Position 2")
         assert step_of(widget) == 3, "arrows inside the matrix do not step"
+
+
+EXPLORER = mask_frames()
+
+
+def pick(widget: Locator, group: str, choice: str) -> None:
+    widget.get_by_role("radiogroup", name=group).locator("label", has_text=re.compile(f"^{choice}$")).click()
+
+
+@pytest.mark.parametrize("padding", ["none", "before", "after"])
+@pytest.mark.parametrize("chunk", ["3", "1", "all"])
+def test_every_pass_of_every_run_is_the_mask_of_its_positions(padding: str, chunk: str, browser: Browser, tmp_path: Path):
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER))
+        pick(widget, "Padding", padding)
+        pick(widget, "Chunk", chunk)
+        for cached in (0, 2):
+            pick(widget, "Cached at the start", str(cached))
+            press(widget, "reset")
+            run = {"cached": cached, "chunk": None if chunk == "all" else int(chunk), "padding": padding}
+            steps = [index for index, step in enumerate(EXPLORER["steps"]) if EXPLORER["runs"][step["run"]] == run]
+            for number, step in enumerate(steps):
+                assert step_of(widget) == step
+                assert widget.locator(".le-count").inner_text() == f"{number + 1} / {len(steps)}"
+                widget.get_by_label("Replace").select_option(str((number * 3 + cached) % 8))
+                check_mask(widget, EXPLORER, step)
+                press(widget, "forward")
+            assert step_of(widget) == steps[-1], "the control bar stays in the run that was chosen"
+
+
+def test_a_choice_keeps_the_others_and_the_columns_taken_in(browser: Browser, tmp_path: Path):
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER))
+        press(widget, "forward")
+        assert EXPLORER["steps"][step_of(widget)]["key_positions"] == [0, 1, 2, 3, 4, 5]
+        pick(widget, "Chunk", "1")
+        assert EXPLORER["steps"][step_of(widget)]["key_positions"] == [0, 1, 2, 3, 4, 5]
+        pick(widget, "Padding", "before")
+        step = EXPLORER["steps"][step_of(widget)]
+        assert EXPLORER["runs"][step["run"]] == {"cached": 0, "chunk": 1, "padding": "before"}
+        assert step["key_positions"] == [-1, -1, 0, 1, 2, 3]
+
+
+def test_a_cell_tells_why_it_is_hidden_by_pointer_and_by_key(browser: Browser, tmp_path: Path):
+    def text_at(row: int, column: int) -> str:
+        widget.locator(f'.le-matrix [data-query="{row}"][data-key="{column}"]').hover()
+        return widget.locator(".le-looked").inner_text()
+
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER))
+        pick(widget, "Padding", "before")
+        press(widget, "forward")  # columns 3 to 5, positions 1 to 3
+        assert "0 ≤ 0 ≤ 2" in text_at(4, 2) and "read from the cache" in text_at(4, 2)
+        assert "0 ≤ 1 ≤ 2" in text_at(4, 3) and "cache" not in text_at(4, 3)
+        assert "3 ≤ 2 does not hold" in text_at(4, 5)
+        assert "This column is padding" in text_at(4, 1)
+        assert "never asked again" in text_at(2, 2)
+        assert "later pass" in text_at(7, 2)
+        widget.locator(".le-matrix").press("ArrowUp")
+        assert "later pass" in widget.locator(".le-looked").inner_text()
+        press(widget, "reset")
+        assert "This query is padding" in text_at(1, 2)
+
+
+def test_a_token_in_the_cache_makes_it_stale_and_a_later_one_does_not(browser: Browser, tmp_path: Path):
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER, step=1))  # three cached, three asked
+        told = widget.locator(".le-swap")
+        for position, words in ((1, "stale"), (4, "The cache stays valid"), (6, "later pass")):
+            widget.get_by_label("Replace").select_option(str(position + 1))
+            assert words in told.inner_text()
+            drawn = states(widget, ".le-matrix .le-strip") + states(widget, ".le-matrix .le-score")
+            assert (drawn["stale"] > 0) == (position == 1) and (drawn["changed"] > 0) == (position == 4)
+        widget.get_by_label("Replace").select_option("0")
+        assert "No token is replaced" in told.inner_text()
+
+
+def test_the_explorer_fits_a_phone_and_is_tapped(browser: Browser, tmp_path: Path):
+    with quiet_page(browser, **PHONE) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER))
+        assert_fits(page)
+        widget.locator('[data-action="forward"]').tap()
+        widget.locator('.le-matrix [data-query="4"][data-key="2"]').tap()
+        assert "0 ≤ 2 ≤ 4" in widget.locator(".le-looked").inner_text()
+        widget.get_by_role("radiogroup", name="Padding").locator("label").last.tap()
+        assert_fits(page)
+        check_mask(widget, EXPLORER, step_of(widget))
 
 
 def test_the_cache_steps_by_layer_when_asked(browser: Browser, tmp_path: Path):
