@@ -14,10 +14,11 @@ def layer_cost(config, *, batch, new_len, kv_len, bits_of_weights, bits):
 
 ROWS = """
 def rows_at_ridge(*, flops_per_row, weight_bytes, bytes_per_row, flops_per_second, bytes_per_second):
-    gained = flops_per_row * bytes_per_second - bytes_per_row * flops_per_second
+    computing, moving = flops_per_row * bytes_per_second, bytes_per_row * flops_per_second
+    gained, weights = computing - moving, weight_bytes * flops_per_second
     if gained <= 0:
         return None
-    return -(-weight_bytes * flops_per_second // gained)
+    return -(-weights // gained)
 """
 
 MEDIAN = """
