@@ -33,6 +33,7 @@ MISTAKES = {
 def free_list_cases(generator: torch.Generator) -> Iterator[Case]:
     def case(num_blocks: int, *actions: Action) -> Case:
         told = ", ".join(f"{what} {count}" if what not in MISTAKES else what for what, count in actions)
+        told = told if len(actions) < 8 else f"{len(actions)} random steps"
         return Case(f"{num_blocks} block{'s' if num_blocks > 1 else ''}: {told}", (), extra=(num_blocks, actions))
 
     yield case(1, ("take", 1))
@@ -262,7 +263,7 @@ SLOT_MAPPING = Exercise(
 
 def paged_attend_cases(generator: torch.Generator) -> Iterator[Case]:
     def case(
-        num_tokens: int, block_size: int, n_heads: int, n_kv_heads: int, head_dim: int, *, num_blocks: int, rest: float = 7.0,
+        num_tokens: int, block_size: int, n_heads: int, n_kv_heads: int, head_dim: int, *, num_blocks: int, rest: float = 1.0,
         larger: float = 1.0, device: str = "cpu", dtype: torch.dtype = torch.float64,
     ) -> Case:  # fmt: skip
         needed = -(-num_tokens // block_size)
@@ -283,7 +284,9 @@ def paged_attend_cases(generator: torch.Generator) -> Iterator[Case]:
             positions = torch.arange(num_tokens)
             pool[table[positions // block_size] * block_size + positions % block_size] = x
             pools.append(pool.view(num_blocks, block_size, n_kv_heads, head_dim).to(device))
-        heads = f"{n_heads} heads over {n_kv_heads} KV head{'s' if n_kv_heads > 1 else ''} of {head_dim}"
+        heads = (
+            f"{n_heads} head{'s' if n_heads > 1 else ''} over {n_kv_heads} KV head{'s' if n_kv_heads > 1 else ''} of {head_dim}"
+        )
         says = f"{num_tokens} token{'s' if num_tokens > 1 else ''} in blocks {table.tolist()} of {block_size}, {heads}"
         says += f", {rest} in every other slot" if math.isnan(rest) else ", scores in the thousands" if larger > 1 else ""
         says += f", {dtype}" + ("" if device == "cpu" else f" on {device}")
@@ -298,6 +301,7 @@ def paged_attend_cases(generator: torch.Generator) -> Iterator[Case]:
     yield case(3, 2, 4, 2, 4, num_blocks=3)
     yield case(3, 2, 1, 1, 4, num_blocks=3, rest=math.nan)
     yield case(6, 2, 2, 2, 4, num_blocks=4, larger=3000.0)
+    yield case(12, 4, 4, 4, 16, num_blocks=5, larger=3000.0)
     for device, dtype in (("cpu", torch.float64), ("cpu", torch.float32), (default_device().type, torch.float32)):
         for sizes in ((37, 16, 8, 2, 32), (64, 16, 4, 4, 16), (50, 7, 6, 3, 8)):
             yield case(*sizes, num_blocks=12, rest=math.nan, device=device, dtype=dtype)
