@@ -11,7 +11,8 @@ BUILT := _build/.built
 
 BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
 PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
-IN_BROWSER := tests/book/test_browser.py tests/widgets/test_calculator.py tests/widgets/test_drawn.py tests/widgets/test_jupyterlab.py
+IN_BROWSER := tests/book/test_browser.py tests/widgets/test_calculator.py tests/widgets/test_drawn.py tests/widgets/test_jupyterlab.py \
+    tests/widgets/test_page.py
 
 # Kernels come from .venv, and whatever IPython, Jupyter and matplotlib write for themselves stays in it.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -50,7 +51,7 @@ test-unit: $(INSTALLED) ## Test the package: units, properties, parity with tran
 	$(BIN)/python -m pytest tests $(addprefix --ignore=,tests/book $(IN_BROWSER))
 
 test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come out as committed
-	$(BIN)/python -m pytest tests/book/test_notebooks.py
+	$(BIN)/python -m pytest tests/book/test_notebooks.py tests/book/test_gallery.py
 	$(BIN)/python -m pytest --nbval --nbval-current-env book
 
 test-browser: $(BUILT) ## Test the built site and every widget, in a browser

@@ -1,4 +1,4 @@
-"""Frames made from a look inside the model: what one replaced token changes, and every shape on the way to the next token."""
+"""Frames made from a look inside the model: every shape on the way to the next token."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,62 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from llama3_edu.attention import attend, repeat_kv
 from llama3_edu.config import LlamaConfig
 from llama3_edu.model import Llama
-from llama3_edu.positions import causal_mask
 from llama3_edu.probe import Inside, look_inside
 from llama3_edu.trace import Frames, HasPieces, quoted, token_texts
 
-__all__ = ["perturbation_frames", "shape_frames"]
-
-
-def perturbation_frames(
-    model: Llama, tokens: Int[Tensor, "1 new_len"], *, replacement: int, tokenizer: HasPieces | None = None
-) -> Frames:
-    """Replace one token after another and note all that changes: the frames of `CausalMask`.
-
-    The first step is the text as it is. Step t + 1 has the token at position t replaced. A number counts as changed when it is
-    not equal bit for bit: both runs have the same shapes, so whatever does not depend on the token is computed by the same
-    operations in the same order.
-
-    Args:
-        model: the model to run, `new_len + 1` times.
-        tokens: one text; 16 tokens are easy to look at.
-        replacement: the token id put in the place of each; none of the tokens may be it.
-        tokenizer: turns token ids into text.
-
-    Returns:
-        `tokens`, the sizes, `weights` (per layer and head, the row of each query: its weight for every key it may
-        see, in thousandths) and `steps`; a step holds the `position` replaced (None in the first), `logits` and `layers`; a
-        layer holds what changed: `q`, `k`, `v` and `out` as one character per position, `scores` as one string per query;
-        `1` is changed.
-
-    Raises:
-        ValueError: `tokens` is not one row, or holds the replacement.
-    """
-    if tokens.shape[0] != 1 or (tokens == replacement).any():
-        raise ValueError(
-            f"perturbation_frames takes one row of tokens without the replacement {replacement}; it was given {tokens.tolist()}"
-        )
-    before = look_inside(model, tokens)
-    texts = token_texts([*tokens[0].tolist(), replacement], tokenizer)
-    steps = [_perturbation_step(None, before, before, texts)]
-    for position in range(tokens.shape[1]):
-        replaced = tokens.clone()
-        replaced[0, position] = replacement
-        steps.append(_perturbation_step(position, before, look_inside(model, replaced), texts))
-    return {
-        "tokens": texts[:-1],
-        "replacement": texts[-1],
-        "n_layers": model.config.n_layers,
-        "n_heads": model.config.n_heads,
-        "weights": [[_lower_triangle(head) for head in (layer[0] * 1000).round().int()] for layer in before.weights],
-        "steps": steps,
-    }
+__all__ = ["shape_frames"]
 
 
 def shape_frames(model: Llama, tokens: Int[Tensor, "1 new_len"], *, tokenizer: HasPieces | None = None, top: int = 8) -> Frames:
@@ -99,80 +52,6 @@ def shape_frames(model: Llama, tokens: Int[Tensor, "1 new_len"], *, tokenizer: H
         "next": likeliest,
         "steps": [_stage_frame(_STAGES[name], model.config, *result, likeliest) for name, result in results.items()],
     }
-
-
-def _perturbation_step(position: int | None, before: Inside, after: Inside, texts: list[str]) -> dict[str, Any]:
-    layers = [_layer_changes(before, after, layer) for layer in range(len(before.q))]
-    logits = _rows_changed(before.logits, after.logits)
-    return {
-        "position": position,
-        "layers": layers,
-        "logits": logits,
-        "summary": _perturbation_summary(position, layers, logits, texts),
-    }
-
-
-def _layer_changes(before: Inside, after: Inside, layer: int) -> dict[str, Any]:
-    changed = {name: _rows_changed(getattr(before, name)[layer], getattr(after, name)[layer]) for name in ("q", "k", "v")}
-    scores = (_scores(before, layer) != _scores(after, layer)).any(dim=0)
-    out = _rows_changed(_attended(before, layer), _attended(after, layer))
-    return {**changed, "scores": [_flags(row) for row in _lower_triangle(scores.int())], "out": out}
-
-
-def _scores(inside: Inside, layer: int) -> Float[Tensor, "n_heads new_len kv_len"]:
-    """Every query times every key, before mask and softmax."""
-    q, k = inside.q[layer][0], inside.k[layer]
-    return torch.einsum("qhd,khd->hqk", q, repeat_kv(k, q.shape[1] // k.shape[2])[0])
-
-
-def _attended(inside: Inside, layer: int) -> Float[Tensor, "1 new_len n_heads head_dim"]:
-    positions = torch.arange(inside.q[layer].shape[1], device=inside.q[layer].device)[None]
-    return attend(inside.q[layer], inside.k[layer], inside.v[layer], causal_mask(positions, positions))
-
-
-def _rows_changed(before: Tensor, after: Tensor) -> str:
-    return _flags((before[0] != after[0]).flatten(start_dim=1).any(dim=1).int().tolist())
-
-
-def _flags(values: list[int]) -> str:
-    return "".join(map(str, values))
-
-
-def _lower_triangle(square: Int[Tensor, "new_len new_len"]) -> list[list[int]]:
-    return [row[: index + 1] for index, row in enumerate(square.tolist())]
-
-
-def _perturbation_summary(position: int | None, layers: list[dict[str, Any]], logits: str, texts: list[str]) -> str:
-    *tokens, replacement = texts
-    if position is None:
-        return (
-            f"The text as it is: {len(tokens)} tokens. Each query looks at its own position and at earlier ones; "
-            "the upper triangle is masked."
-        )
-    first, last = layers[0], layers[-1]
-    moved = "1" in _before(position, layers, logits)
-    before = "Something before it changes." if moved else "Nothing before it changes, bit for bit."
-    return (
-        f"Token {position}, {quoted(tokens[position])}, becomes {quoted(replacement)}. "
-        f"Keys and values change in the first layer at {_where(first['k'])}, in the last at {_where(last['k'])}; "
-        f"logits change at {_where(logits)}. {before}"
-    )
-
-
-def _before(position: int, layers: list[dict[str, Any]], logits: str) -> str:
-    rows = [layer[name] for layer in layers for name in ("q", "k", "v", "out")]
-    scores = [row for layer in layers for row in layer["scores"][:position]]
-    return "".join(flags[:position] for flags in (*rows, logits)) + "".join(scores)
-
-
-def _where(flags: str) -> str:
-    """Say which positions are flagged: `position 3`, `positions 3 to 7`, `no position`."""
-    at = [position for position, flag in enumerate(flags) if flag == "1"]
-    if not at:
-        return "no position"
-    if len(at) == 1:
-        return f"position {at[0]}"
-    return f"positions {at[0]} to {at[-1]}" if len(at) == at[-1] - at[0] + 1 else f"positions {', '.join(map(str, at))}"
 
 
 @dataclass(frozen=True)

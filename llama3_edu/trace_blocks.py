@@ -6,7 +6,7 @@ from typing import Any
 
 from llama3_edu.events import BeamFinished, BeamsPruned, BlockCopied, BlockFreed, Event, TablesChanged, TokensComputed
 from llama3_edu.trace import Frames, HasPieces, Trace, counted, listed, quoted, token_texts
-from llama3_edu.trace_pool import Pool, Told, apply_changes, holder_of, makes_step, thinned
+from llama3_edu.trace_pool import Pool, Told, apply_changes, holder_of, makes_step, taken_together
 
 __all__ = ["block_frames", "block_state", "block_states", "beam_frames", "counted", "listed"]
 
@@ -22,7 +22,8 @@ def block_frames(
 ) -> Frames:
     """Fold all that a pool, its caches, its prefix cache and its engine reported into the frames of `BlockStepper`.
 
-    There is one step before the first event, and one for every event that changes what is known of the blocks.
+    There is one step before the first event, and one for every event that changes what is known of the blocks;
+    that a block is given up and that it is free makes one.
 
     Args:
         trace: what was reported from the moment the pool was made, by everybody who uses it.
@@ -34,26 +35,29 @@ def block_frames(
         most: steps at most. Of a longer run, several are taken together, and `note` says how many.
 
     Returns:
-        `num_blocks`, `block_size`, the `holder` (`sequence` or `row`), `rows` (`name` and `tokens`, for every one in `token_ids`),
-        a `note` (None: every step is shown) and `steps`. A step holds `what` happened, to which `blocks` and `names` of holders, the
-        `source` of a copy (else None), and the `changes` since the step before it, as `Pool.changes` lists them; `block_state`
-        puts them together. Tables are as they were last told: a change shows with the next forward pass, reorder, admission or end.
+        `num_blocks`, `block_size`, the `holder` (`sequence` or `row`), `rows` (`name` and `tokens`, for every one in
+        `token_ids`), a `note` where not every step is shown, and `steps`. A step holds `what` happened, to which `blocks` and
+        `names` of holders, the `source` of a copy (else None), and the `changes` since the step before it, as `Pool.changes`
+        lists them; `block_state` puts them together. Tables are as they were last told: a change shows with the next forward
+        pass, reorder, admission or end.
 
     Raises:
         ValueError: an event does not follow from those before it: the trace is not all that was reported.
     """
     pool = Pool(num_blocks, block_size, holder_of(trace.events))
-    events = [event for event in trace.events if makes_step(event)]
-    every, note = thinned(len(events), most)
+    num_steps = sum(map(makes_step, trace.events))
+    every, note = taken_together(num_steps, most)
     empty = f"All {num_blocks} blocks are free; each has room for {counted(block_size, 'token')}."
     steps = [Told("start", empty).frame({})]
-    for number, event in enumerate(events, start=1):
+    number = 0
+    for event in trace.events:
         told = pool.fold(event)
-        if told is not None and (number % every == 0 or number == len(events)):
+        number += told is not None
+        if told is not None and (number % every == 0 or number == num_steps):
             steps.append(told.frame(pool.changes()))
     rows = [{"name": name, "tokens": token_texts(list(ids), tokenizer)} for name, ids in (token_ids or {}).items()]
     sizes = {"num_blocks": num_blocks, "block_size": block_size, "holder": pool.holder}
-    return {**sizes, "rows": rows, "note": note, "steps": steps}
+    return {**sizes, "rows": rows, "steps": steps} | note
 
 
 def block_states(frames: Frames) -> Iterator[dict[str, Any]]:

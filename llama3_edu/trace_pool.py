@@ -1,7 +1,7 @@
 """What is known of a pool of blocks from what was reported, and how that changes from step to step: see `trace`.
 
-Frames of a pool hold changes, not the whole pool at every step: a pool of thousands of blocks and a run of thousands of events would
-be hundreds of megabytes. Whoever draws them starts from a pool that is all free and applies the `changes` of one step after another.
+Frames of a pool hold changes, not the whole pool at every step: thousands of blocks at each of thousands of events would be
+hundreds of megabytes. Whoever draws them starts from a pool that is all free and applies the `changes` of one step after another.
 """
 
 import math
@@ -28,10 +28,10 @@ from llama3_edu.events import (
 )
 from llama3_edu.trace import counted, listed
 
-__all__ = ["Pool", "Told", "apply_changes", "holder_of", "makes_step", "thinned"]
+__all__ = ["Pool", "Told", "apply_changes", "holder_of", "joined_changes", "makes_step", "taken_together"]
 
 _OF_BLOCKS = (
-    BlockAllocated, BlockShared, BlockReleased, BlockFreed, BlockCopied, BlockPublished, BlockEvicted, PrefixReused, TablesChanged,
+    BlockAllocated, BlockShared, BlockReleased, BlockFreed, BlockCopied, BlockPublished, PrefixReused, TablesChanged,
 )  # fmt: skip
 _OF_SEQUENCES = (SequenceAdmitted, SequenceForked, SequencePreempted, SequenceFinished)
 
@@ -67,7 +67,7 @@ class Told:
 
 
 def makes_step(event: Event) -> bool:
-    """Say whether an event changes what is known of a pool."""
+    """Say whether an event makes a step. That a block is given up does so when the block is freed, which comes next."""
     return isinstance(event, (*_OF_BLOCKS, *_OF_SEQUENCES))
 
 
@@ -77,8 +77,8 @@ def holder_of(events: Iterable[Event]) -> str:
     return "sequence" if any(isinstance(event, kinds) for event in events) else "row"
 
 
-def thinned(num_steps: int, most: int) -> tuple[int, str | None]:
-    """Return how many steps to take together so that at most `most` are left, and a note that says so (None: all are shown).
+def taken_together(num_steps: int, most: int) -> tuple[int, dict[str, str]]:
+    """Return how many steps to take together so that at most `most` are left, and a `note` that says so, where it is more than one.
 
     Raises:
         ValueError: `most` is below 1.
@@ -87,8 +87,8 @@ def thinned(num_steps: int, most: int) -> tuple[int, str | None]:
         raise ValueError(f"most should be at least 1; it is {most}")
     every = max(1, math.ceil(num_steps / most))
     if every == 1:
-        return 1, None
-    return every, f"One in {every} of {num_steps:,} steps is shown; what happened between two is taken together."
+        return 1, {}
+    return every, {"note": f"One in {every} of {num_steps:,} steps is shown; what happened between two is taken together."}
 
 
 class Pool:
@@ -113,6 +113,7 @@ class Pool:
         self._named: dict[int, set[int]] = {}  # for each block, whose tables it is in
         self._reused: tuple[int, ...] = ()
         self._just_shared: int | None = None
+        self._given_up: int | None = None
         self._begin_changes()
 
     def fold(self, event: Event) -> Told | None:
@@ -123,15 +124,17 @@ class Pool:
         """
         told = self._fold(event)
         self._just_shared = event.block if isinstance(event, BlockShared) else None
+        self._given_up = event.block if isinstance(event, BlockEvicted) else None
         return told
 
     def changes(self) -> dict[str, Any]:
         """Return what changed since this was last called; what did not change is left out.
 
         Returns:
-            `blocks` (the block, its holders, its slots filled), `tables` (the name, how many blocks at the start stayed, the blocks
-            behind those, the tokens held; no tokens and no blocks: the table is gone), `free` (how many at the bottom of the free list
-            stayed, and what lies on top of those; the last is taken next), and the blocks `evicted` first and `published` then.
+            `blocks` (the block, its holders, its slots filled), `tables` (the name, how many blocks at the start stayed, the
+            blocks behind those, the tokens held; no tokens and no blocks: the table is gone), `free` (how many at the bottom of
+            the free list stayed, and what lies on top of those; the last is taken next), and the blocks `evicted` first and
+            `published` then.
         """
         bottom, top = self._free_kept, self.free[self._free_kept :]
         changed: dict[str, Any] = {
@@ -155,8 +158,11 @@ class Pool:
             self._fill(event.block, self.filled[event.source])
             copied = f"What block {event.source} holds is copied to block {event.block}."
             return Told("copied", copied, (event.block,), event.source)
-        if isinstance(event, (BlockPublished, BlockEvicted)):
-            return self._publish(event) if isinstance(event, BlockPublished) else self._evict(event)
+        if isinstance(event, BlockPublished):
+            return self._publish(event)
+        if isinstance(event, BlockEvicted):
+            self._evict(event)
+            return None
         if isinstance(event, PrefixReused):
             self._reused = event.blocks
             begins = f"A prompt of {counted(event.num_tokens, 'token')} begins with {listed('block', event.blocks)}"
@@ -180,6 +186,9 @@ class Pool:
         if isinstance(event, BlockFreed):
             self._leave_tables(block)
             self._give_back(block)
+            if block == self._given_up:
+                gives_up = f"The prefix cache gives up block {block}, which nobody else holds. Free blocks: {len(self.free)}."
+                return Told("evicted", gives_up, (block,))
             loses = f"Block {block} loses its last holder and is free again. Free blocks: {len(self.free)}."
             return Told("freed", loses, (block,))
         if isinstance(event, BlockReleased):
@@ -193,11 +202,10 @@ class Pool:
         after = "as the start of a prompt" if event.parent is None else f"behind block {event.parent}"
         return Told("published", f"Block {event.block} is full and can be found by its tokens, {after}.", (event.block,))
 
-    def _evict(self, event: BlockEvicted) -> Told:
+    def _evict(self, event: BlockEvicted) -> None:
         del self.published[event.block]
         self._now_published.pop(event.block, None)
         self._now_evicted.append(event.block)
-        return Told("evicted", f"The prefix cache gives up block {event.block}, which nobody else holds.", (event.block,))
 
     def _set_tables(self, event: TablesChanged) -> Told:
         now = list(zip(event.names, event.block_tables, event.seq_lens))
@@ -303,6 +311,32 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     if one[: len(other)] == other[: len(one)]:
         return min(len(one), len(other))
     return next(index for index, (a, b) in enumerate(zip(one, other)) if a != b)
+
+
+def joined_changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes of two steps, one after the other, as those of a single step."""
+    tables = {name: [name, *rest] for name, *rest in one.get("tables", [])}
+    for name, kept, blocks, num_tokens in other.get("tables", []):
+        first = tables.get(name, [name, kept, [], 0])
+        tables[name] = [name, *_joined_tails(first[1], first[2], kept, blocks), num_tokens]
+    joined: dict[str, Any] = {
+        "blocks": list({block: [block, *rest] for block, *rest in [*one.get("blocks", []), *other.get("blocks", [])]}.values()),
+        "tables": list(tables.values()),
+        "published": [block for block in one.get("published", []) if block not in other.get("evicted", [])],
+        "touched": [*one.get("touched", []), *(other.get("added", []) if one.get("touched") else [])],  # later ones are used later
+    }
+    joined["published"] += other.get("published", [])
+    joined["touched"] += other.get("touched", [])
+    joined |= {name: [*one.get(name, []), *other.get(name, [])] for name in ("evicted", "added", "removed")}
+    frees = [changes["free"] for changes in (one, other) if "free" in changes]
+    if frees:
+        joined["free"] = frees[0] if len(frees) == 1 else list(_joined_tails(*frees[0], *frees[1]))
+    return {name: change for name, change in joined.items() if change}
+
+
+def _joined_tails(kept: int, tail: list[int], kept_then: int, tail_then: list[int]) -> tuple[int, list[int]]:
+    """Return how much of a list is kept and what follows it, when its tail is replaced twice."""
+    return min(kept, kept_then), [*tail[: max(0, kept_then - kept)], *tail_then]
 
 
 def apply_changes(state: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from llama3_edu.events import (
     BlockAllocated,
     BlockEvicted,
+    BlockFreed,
     BlockPublished,
     Event,
     PrefixReused,
@@ -18,7 +19,7 @@ from llama3_edu.events import (
     TablesChanged,
 )
 from llama3_edu.trace import Frames, HasPieces, Trace, counted, listed, token_texts
-from llama3_edu.trace_pool import Pool, Told, holder_of, thinned
+from llama3_edu.trace_pool import Pool, Told, holder_of, taken_together
 
 __all__ = ["prefix_frames"]
 
@@ -46,10 +47,11 @@ def prefix_frames(
         most: steps at most. Of a longer run, several are taken together, and `note` says how many.
 
     Returns:
-        The `num_blocks`, `block_size`, `holder`, `rows` and `note` of `block_frames`; `nodes`, one for every time a block was published
-        (its `block`, its `tokens`, and the node that is its `parent`, None at the start of a prompt); and `steps`. A step is one of
-        `block_frames`, and holds the nodes it is about in `nodes`, the `prompt` it is about (`name`, `num_cached`, `num_tokens`; else
-        None), and in `changes` also the nodes `added`, then those `touched` (counted as just used, in this order), then those `removed`.
+        The `num_blocks`, `block_size`, `holder`, `rows` and `note` of `block_frames`; `nodes`, one for every time a block was
+        published (its `block`, its `tokens`, and the node that is its `parent`, None at the start of a prompt); and `steps`.
+        A step is one of `block_frames`, and holds the nodes it is about in `nodes`, the `prompt` it is about (`name`,
+        `num_cached`, `num_tokens`; else None), and in `changes` also the nodes `added`, then those `touched` (counted as just
+        used, in this order), then those `removed`.
 
     Raises:
         ValueError: an event does not follow from those before it: the trace is not all that was reported.
@@ -57,7 +59,7 @@ def prefix_frames(
     events = trace.events
     holder = holder_of(events)
     num_steps = sum(told is not None for told in _Tree(events, Pool(num_blocks, block_size, holder)).steps())
-    every, note = thinned(num_steps, most)
+    every, note = taken_together(num_steps, most)
     tree = _Tree(events, Pool(num_blocks, block_size, holder))
     empty = f"All {num_blocks} blocks are free, and nothing can be found by its tokens."
     steps = [_frame(Told("start", empty), tree, {})]
@@ -69,7 +71,7 @@ def prefix_frames(
     nodes = [{**node, "tokens": token_texts(list(node["tokens"]), tokenizer)} for node in tree.nodes]
     rows = [{"name": name, "tokens": token_texts(list(ids), tokenizer)} for name, ids in (token_ids or {}).items()]
     sizes = {"num_blocks": num_blocks, "block_size": block_size, "holder": holder}
-    return {**sizes, "nodes": nodes, "rows": rows, "note": note, "steps": steps}
+    return {**sizes, "nodes": nodes, "rows": rows, "steps": steps} | note
 
 
 def _frame(told: Told, tree: "_Tree", changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,8 +118,11 @@ class _Tree:
         if isinstance(event, BlockPublished) and told:
             self._add(event)
             return told
-        if isinstance(event, BlockEvicted) and told:
-            return self._remove(event, told)
+        if isinstance(event, BlockEvicted):
+            self._removed.append(self._node_of[event.block])
+            return None
+        if isinstance(event, BlockFreed):
+            return self._remove(event, told) if told and told.what == "evicted" else None
         if isinstance(event, PrefixTouched):
             self._touch([self._node_of[block] for block in reversed(event.blocks)])
             return None
@@ -145,12 +150,10 @@ class _Tree:
         self.meant = [len(self.nodes)]
         self.nodes.append({"block": event.block, "parent": parent, "tokens": list(event.token_ids)})
 
-    def _remove(self, event: BlockEvicted, told: Told) -> Told:
-        node = self._node_of.pop(event.block)
-        self._removed.append(node)
-        self.meant = [node]
+    def _remove(self, event: BlockFreed, told: Told) -> Told:
+        self.meant = [self._node_of.pop(event.block)]
         oldest = f"Of the blocks that nobody else holds, block {event.block} was used longest ago"
-        return replace(told, summary=f"{oldest}: the prefix cache gives it up.")
+        return replace(told, summary=f"{oldest}: the prefix cache gives it up, and it is free.")
 
     def _touch(self, nodes: list[int]) -> None:
         self._touched = [*(node for node in self._touched if node not in nodes), *nodes]

@@ -23,7 +23,7 @@ class _Life:
 
 @cache
 def long_life(*, num_blocks: int = 4096, block_size: int = 16, num_events: int = 10_000, running: int = 8) -> le.Trace:
-    """What is reported while `running` sequences at a time grow by up to 400 tokens, end, and make room for others that begin alike."""
+    """What is reported while `running` sequences at a time grow by up to 400 tokens, end, and make room for others like them."""
     chance, trace, lives = random.Random(1), le.Trace(), []
     pool = le.BlockPool(SMALLEST, num_blocks=num_blocks, block_size=block_size, observer=trace)
     prefix = le.PrefixCache(pool, observer=trace)

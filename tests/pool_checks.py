@@ -49,7 +49,8 @@ def check_blocks(widget: Locator, frames: Frames, step: int) -> None:
     own, state = frames["steps"][step], pool_state(frames, step)
     check_pool(widget, frames, step)
     check_slots(widget, frames, state)
-    lanes = "nodes => nodes.map(node => [node.dataset.name, [...node.querySelectorAll('.le-chip')].map(chip => Number(chip.dataset.block))])"
+    lanes = """nodes => nodes.map(node =>
+        [node.dataset.name, [...node.querySelectorAll('.le-chip')].map(chip => Number(chip.dataset.block))])"""
     drawn = dict(widget.locator(".le-lane[data-name]").evaluate_all(lanes))
     assert drawn == {str(table["name"]): table["blocks"] for table in state["tables"]}
     for table in state["tables"]:
@@ -68,7 +69,8 @@ def check_blocks(widget: Locator, frames: Frames, step: int) -> None:
 
 def check_slots(widget: Locator, frames: Frames, state: dict[str, Any]) -> None:
     """Slots filled, the reference count, and the tokens, in a grid whose blocks have room for them."""
-    inside = "nodes => nodes.map(n => [n.querySelectorAll('[data-on]').length, n.querySelector('.le-refs').textContent, n.querySelector('.le-words').textContent])"
+    inside = """nodes => nodes.map(n => [n.querySelectorAll('[data-on]').length,
+        n.querySelector('.le-refs').textContent, n.querySelector('.le-words').textContent])"""
     texts = {row["name"]: row["tokens"] for row in frames["rows"]}
     size = frames["block_size"]
     for block, (slots, refs, words) in enumerate(widget.locator(".le-pool .le-block").evaluate_all(inside)):
@@ -91,7 +93,10 @@ def check_marks(widget: Locator, own: dict[str, Any]) -> None:
     assert arrows == ([[str(own["source"]), str(own["blocks"][0])]] if own["source"] is not None else [])
     if arrows:
         ends = widget.locator(".le-copy-line").evaluate(
-            "p => [0, p.getTotalLength()].map(at => { const q = p.getPointAtLength(at).matrixTransform(p.getScreenCTM()); return [q.x, q.y]; })"
+            """path => [0, path.getTotalLength()].map(at => {
+                const { x, y } = path.getPointAtLength(at).matrixTransform(path.getScreenCTM());
+                return [x, y];
+            })"""
         )
         for (x, y), block in zip(ends, arrows[0]):
             box = widget.locator(f'.le-pool .le-block[data-block="{block}"] .le-ground').bounding_box()

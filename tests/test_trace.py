@@ -51,6 +51,7 @@ def all_frames() -> dict[str, Frames]:
         "recompute": recompute(3, 5),
         "growth": growth()[0],
         "perturbation": le.perturbation_frames(random_model(), tokens, replacement=replacement),
+        "mask": le.mask_frames(random_model(), tokens, replacement=replacement),
         "shapes": le.shape_frames(random_model(), tokens),
     }
 
@@ -62,7 +63,7 @@ def test_a_trace_keeps_every_event_in_order():
     assert naive.of(KeysStored) == []
 
 
-@pytest.mark.parametrize("name", ["recompute", "growth", "perturbation", "shapes"])
+@pytest.mark.parametrize("name", ["recompute", "growth", "perturbation", "mask", "shapes"])
 def test_frames_are_plain_json_and_every_step_says_what_it_shows(name: str):
     frames = all_frames()[name]
     assert json.loads(json.dumps(frames, allow_nan=False)) == frames
@@ -161,50 +162,6 @@ def test_growth_frames_refuse_what_they_cannot_show():
     le.generate(model, random_tokens(2, 3), max_new_tokens=1, cache=cache)
     with pytest.raises(ValueError, match="one row; 'wide' has 2"):
         le.growth_frames({"wide": wide}, config=CONFIG, tokens=tokens)
-
-
-@pytest.mark.parametrize("config", **SHAPE_IDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_perturbation_frames_mark_exactly_what_changes(config: le.LlamaConfig, dtype: torch.dtype):
-    model, tokens = random_model(config, dtype=dtype), torch.arange(8)[None]
-    frames = le.perturbation_frames(model, tokens, replacement=50)
-    before = look_inside(model, tokens)
-    assert len(frames["steps"]) == 9 and "1" not in json.dumps(frames["steps"][0]["layers"])
-    for position, step in enumerate(frames["steps"][1:]):
-        after = look_inside(model, tokens.clone().index_fill_(1, torch.tensor([position]), 50))
-        for layer, flags in enumerate(step["layers"]):
-            for name in ("q", "k", "v"):
-                same = (getattr(before, name)[layer] == getattr(after, name)[layer]).all(dim=-1).all(dim=-1)[0]
-                assert flags[name] == "".join("01"[not equal] for equal in same)
-
-
-def test_a_replaced_token_moves_nothing_before_it_and_only_its_own_keys_at_first():
-    n = 8
-    frames = le.perturbation_frames(random_model(), torch.arange(n)[None], replacement=50)
-    for position, step in enumerate(frames["steps"][1:]):
-        alone = "0" * position + "1" + "0" * (n - 1 - position)
-        onwards = "0" * position + "1" * (n - position)
-        first, last = step["layers"][0], step["layers"][-1]
-        assert first["q"] == first["k"] == first["v"] == alone
-        assert first["out"] == last["k"] == last["v"] == last["out"] == step["logits"] == onwards
-        for query, row in enumerate(first["scores"]):
-            assert row == "".join("01"[query == position or key == position] for key in range(query + 1))
-        assert all("1" not in row for layer in step["layers"] for row in layer["scores"][:position])
-
-
-def test_perturbation_frames_carry_the_weights_in_thousandths():
-    model, tokens = random_model(), torch.arange(6)[None]
-    frames = le.perturbation_frames(model, tokens, replacement=50)
-    for layer, weights in enumerate(look_inside(model, tokens).weights):
-        for head, rows in enumerate(frames["weights"][layer]):
-            for query, row in enumerate(rows):
-                assert len(row) == query + 1
-                assert torch.tensor(row) / 1000 == pytest.approx(weights[0, head, query, : query + 1].tolist(), abs=5.1e-4)
-
-
-def test_perturbation_frames_refuse_a_replacement_that_replaces_nothing():
-    with pytest.raises(ValueError, match="without the replacement 3"):
-        le.perturbation_frames(random_model(), torch.arange(6)[None], replacement=3)
 
 
 @pytest.mark.parametrize("config", **SHAPE_IDS)

@@ -37,8 +37,7 @@ from llama3_edu.trace_pool import makes_step
 SMALL = replace(CONFIG, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, hidden_dim=24, vocab_size=13)
 MODEL = random_model(SMALL)
 OF_BLOCKS = (
-    BlockAllocated, BlockShared, BlockReleased, BlockFreed, BlockCopied, BlockPublished, BlockEvicted, PrefixReused,
-    TablesChanged,
+    BlockAllocated, BlockShared, BlockReleased, BlockFreed, BlockCopied, BlockPublished, PrefixReused, TablesChanged,
 )  # fmt: skip
 
 
@@ -135,6 +134,15 @@ def test_free_blocks_stand_in_the_order_they_are_taken():
     steps = a_story().states()
     taken = [(before["free"][0], *step["blocks"]) for before, step in zip(steps, steps[1:]) if step["what"] == "allocated"]
     assert len(taken) > 4 and all(first == block for first, block in taken)
+
+
+def test_a_block_given_up_is_free_at_once():
+    world = a_story()
+    given_up = [step for step in world.states() if step["what"] == "evicted"]
+    assert [step["blocks"] for step in given_up] == [[event.block] for event in world.trace.of(BlockEvicted)] != []
+    for number, step in enumerate(given_up, start=1):
+        (block,) = step["blocks"]
+        assert step["num_evicted"] == number and step["free"][0] == block and block not in step["published"]
 
 
 def test_tables_and_what_is_published_account_for_every_holder():
@@ -419,7 +427,7 @@ def test_steps_taken_together_lead_to_the_same_pools():
     whole, few = (le.block_frames(requests.trace, **sizes, most=most) for most in (100_000, 20))
     total = len(whole["steps"]) - 1
     every = -(-total // 20)
-    assert whole["note"] is None
+    assert "note" not in whole
     assert few["note"] == f"One in {every} of {total} steps is shown; what happened between two is taken together."
     shown = [0, *[number for number in range(1, total + 1) if number % every == 0 or number == total]]
     everything, some = states_of(whole), states_of(few)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from ipywidgets.embed import embed_data
+from long_pool import long_life
 
 import llama3_edu as le
-from llama3_edu import widgets
+from llama3_edu import bugs, widgets
 from llama3_edu.memory_use import split, stored_bytes
 from llama3_edu.trace import Frames
 
@@ -50,11 +51,21 @@ def perturbation_frames(length: int = 7) -> Frames:
     return le.perturbation_frames(small_model(), text(length), replacement=39, tokenizer=Words())
 
 
+def mask_frames(length: int = 7) -> Frames:
+    return le.mask_frames(small_model(), text(length), replacement=39, tokenizer=Words(), cached=(0, 2), chunks=(3, 1, None))
+
+
 def growth_frames(prompt_len: int = 4, max_new_tokens: int = 8, slots: int = 16) -> Frames:
     model, growing, contiguous = small_model(), le.Trace(), le.Trace()
     for cache in (le.GrowingCache(CONFIG, observer=growing), le.ContiguousCache(CONFIG, max_seq_len=slots, observer=contiguous)):
         tokens = le.generate(model, text(prompt_len), max_new_tokens=max_new_tokens, cache=cache)
     return le.growth_frames({"growing": growing, "contiguous": contiguous}, config=CONFIG, tokens=tokens, tokenizer=Words())
+
+
+def bug_frames() -> Frames:
+    tokens = torch.stack((torch.arange(16), torch.arange(16)))
+    tokens[1, 7:] += 16
+    return le.bug_frames(small_model(), bugs.Trial(tokens, cuts=(5, 8, *range(9, 16)), swap_at=11))
 
 
 def shape_frames(length: int = 8) -> Frames:
@@ -104,6 +115,12 @@ def engine_trace(
 
 def schedule_frames() -> Frames:
     return le.schedule_frames({"static": engine_trace(continuous=False, num_blocks=40), "continuous": engine_trace()})
+def quantisation_frames(length: int = 16) -> Frames:
+    return le.quantisation_frames(
+        small_model(), text(length), layer=1, head=1, bits=(4, 2), group_sizes=(16, 4), tokenizer=Words()
+    )
+
+
 def served() -> tuple[le.Trace, dict[int, list[int]], le.BlockPool]:
     """An engine with little room: prompts that begin alike, a fork that is copied on write, preemption and eviction."""
     trace = le.Trace()
@@ -139,6 +156,7 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.RecomputeTriangle: recompute_frames,
     widgets.CausalMask: perturbation_frames,
     widgets.CacheGrowth: growth_frames,
+    widgets.BugHunt: bug_frames,
     widgets.DecoderShapes: shape_frames,
     widgets.HeadGroups: lambda: le.head_group_frames(CONFIG),
     widgets.MemoryCalculator: le.calculator_frames,
@@ -146,9 +164,65 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.Roofline: le.roofline_frames,
     widgets.BeamTree: beam_frames,
     widgets.SchedulerTimeline: schedule_frames,
+    widgets.QuantisationError: quantisation_frames,
     widgets.BlockStepper: block_frames,
     widgets.PrefixTree: prefix_frames,
 }
+
+
+def long_recompute_frames(num_steps: int) -> Frames:
+    """What 10,000 steps of `generate` come to, from one token on."""
+    steps, totals = [], {"naive": 0, "cached": 0}
+    for index in range(num_steps):
+        spans = {"naive": [0, index + 1], "cached": [index, index + 1]}
+        totals = {run: totals[run] + spans[run][1] - spans[run][0] for run in totals}
+        summary = f"Step {index + 1} has computed {totals['naive']} tokens without a cache, {totals['cached']} with one."
+        steps.append({"chosen": index + 1, **spans, **{f"{run}_total": total for run, total in totals.items()}, "summary": summary})
+    tokens = [WORDS[index % len(WORDS)] for index in range(num_steps + 1)]
+    return {"tokens": tokens, "prompt_len": 1, "steps": steps}
+
+
+def long_growth_frames(num_steps: int) -> Frames:
+    """Real caches that are given one token after another until every layer of all of them has reported so many steps."""
+    length = num_steps // CONFIG.n_layers
+    traces = {"growing": le.Trace(), "contiguous": le.Trace()}
+    caches = (
+        le.GrowingCache(CONFIG, observer=traces["growing"]),
+        le.ContiguousCache(CONFIG, max_seq_len=length, observer=traces["contiguous"]),
+    )
+    one = torch.zeros(1, 1, CONFIG.n_kv_heads, CONFIG.head_dim)
+    for cache in caches:
+        for position in range(length):
+            cache.reserve(torch.tensor([[position]]))
+            for layer in range(CONFIG.n_layers):
+                cache.update(layer, one, one)
+    return le.growth_frames(traces, config=CONFIG, tokens=text(length), tokenizer=Words())
+
+
+def long_block_frames(num_steps: int) -> Frames:
+    return le.block_frames(long_life(num_blocks=1024, num_events=num_steps + 999), num_blocks=1024, block_size=16, most=99_999)
+
+
+def long_prefix_frames(num_steps: int) -> Frames:
+    return le.prefix_frames(long_life(num_blocks=1024, num_events=4 * num_steps), num_blocks=1024, block_size=16, most=99_999)
+
+
+LONG: dict[type[widgets.FrameWidget], Callable[[int], Frames]] = {
+    widgets.RecomputeTriangle: long_recompute_frames,
+    widgets.CacheGrowth: long_growth_frames,
+    widgets.BlockStepper: long_block_frames,
+    widgets.PrefixTree: long_prefix_frames,
+}
+"""Runs as long as asked for, of widgets whose steps are no use when repeated; of the others the steps are repeated."""
+
+
+def long_frames(cls: type[widgets.FrameWidget], num_steps: int) -> Frames:
+    """Frames of a run that has about so many steps."""
+    if cls in LONG:
+        return LONG[cls](num_steps)
+    frames = MAKERS[cls]()
+    own = frames["steps"]
+    return {**frames, "steps": [{**own[index % len(own)]} for index in range(num_steps)]}
 
 
 def page_of(*shown: widgets.FrameWidget, body: str | None = None, theme: str = "light") -> str:

@@ -4,12 +4,16 @@
 // `.llama3-edu-words`, which carries the widget's `page_key`, or a view script that carries its model's id. For each of them this script
 // makes a small model out of the state, imports the widget's own script from a Blob and lets it render. If that fails the text stays.
 //
+// What the reader sees is drawn first, then what is nearest to it, one widget after another, with room between them for clicks and keys.
+// Until a widget is drawn its words stand in its place. Printing waits for none: what is left is drawn at once.
+//
 // A classic script on purpose: browsers do not run module scripts from file://, but they import Blobs there.
 (() => {
   "use strict";
   const STATE = 'script[type="application/vnd.jupyter.widget-state+json"]';
   const VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]';
   const modules = new Map();
+  const models = new Map();
   const styles = new Set();
 
   // What anywidget's render() is given: get and set, and word of changes.
@@ -34,6 +38,12 @@
       send() {},
     };
     return model;
+  }
+
+  // A widget that stands in the page twice has one model: both follow each other.
+  function sharedModel(state) {
+    if (!models.has(state)) models.set(state, modelOf(state));
+    return models.get(state);
   }
 
   // The same text is imported once, however many widgets on the page share it.
@@ -69,7 +79,7 @@
       const loaded = await moduleOf(state._esm);
       addStyle(state._css);
       const widget = typeof loaded.default === "function" ? await loaded.default() : loaded.default;
-      await (widget ?? loaded).render({ model: modelOf(state), el });
+      await (widget ?? loaded).render({ model: sharedModel(state), el });
       if (place.matches(".llama3-edu-words")) place.remove();
     } catch (error) {
       el.remove();
@@ -82,8 +92,12 @@
   function placesWithStates() {
     const states = new Map();
     for (const script of document.querySelectorAll(STATE)) {
-      for (const [id, model] of Object.entries(JSON.parse(script.textContent).state)) {
+      const page = JSON.parse(script.textContent);
+      // What widgets share is written once: in place of a text there may be a list, whose numbers stand for the page's texts.
+      const whole = (text) => (Array.isArray(text) ? text.map((part) => page.texts?.[part] ?? part).join("") : text);
+      for (const [id, model] of Object.entries(page.state)) {
         if (!model.state?._esm) continue;
+        Object.assign(model.state, { _esm: whole(model.state._esm), _css: whole(model.state._css) });
         states.set(id, model.state);
         states.set(model.state.page_key, model.state);
       }
@@ -93,8 +107,29 @@
     return [...words, ...views].filter(([, state]) => state);
   }
 
-  function start() {
-    for (const [place, state] of placesWithStates()) mount(place, state);
+  // How far a place is from what is on the screen, in pixels; 0 for what can be seen.
+  function distance(place) {
+    const { top, bottom } = place.getBoundingClientRect();
+    return Math.max(0, top - innerHeight, -bottom);
+  }
+
+  function takeNearest(waiting) {
+    const distances = waiting.map(([place]) => distance(place));
+    return waiting.splice(distances.indexOf(Math.min(...distances)), 1)[0];
+  }
+
+  const breath = () => new Promise((resolve) => {
+    if (window.requestIdleCallback) requestIdleCallback(resolve, { timeout: 200 });
+    else setTimeout(resolve, 20);
+  });
+
+  async function start() {
+    const waiting = placesWithStates();
+    addEventListener("beforeprint", () => { while (waiting.length) mount(...waiting.shift()); });
+    while (waiting.length) {
+      if (waiting.every(([place]) => distance(place) > 0)) await breath();
+      if (waiting.length) await mount(...takeNearest(waiting));
+    }
   }
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);

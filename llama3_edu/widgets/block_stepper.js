@@ -3,7 +3,7 @@
 const MOST_LANES = 10;
 
 function blockStepper(frames, { redraw }) {
-  const { steps, num_blocks: count, block_size: size, holder, note } = frames;
+  const { steps, num_blocks: count, block_size: size, holder } = frames;
   const pool = poolOf(frames);
   const lanes = lanesOf(steps);
   const publishes = steps.some(({ changes }) => changes.published);
@@ -116,7 +116,7 @@ function blockStepper(frames, { redraw }) {
       const parts = [view.main, asidePanels(side ? 270 : width)];
       if (side) view.main.append(key);
       else parts.push(key);
-      stage.append(h("div", { class: `le-pool-view${side ? " le-side" : ""}` }, ...parts), ...(note ? [h("p", { class: "le-small le-steps-note" }, note)] : []));
+      stage.append(h("div", { class: `le-pool-view${side ? " le-side" : ""}` }, ...parts));
     },
     draw(step) {
       at = step;

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama3_edu.widgets import schema
-from llama3_edu.widgets.base import FrameWidget
-from llama3_edu.widgets.pool import pool_fields, pool_step
+from llama3_edu.widgets.pool import PoolWidget, pool_fields, pool_step
 
 __all__ = ["BlockStepper"]
 
 
-class BlockStepper(FrameWidget):
+class BlockStepper(PoolWidget):
     """A pool's blocks beside the tables that name them: taken, shared, copied on write, let go, published and given up.
 
     Args:
@@ -20,7 +19,6 @@ class BlockStepper(FrameWidget):
 
     name = "block-stepper"
     title = "Blocks of a pool, and who holds them"
-    scripts = ("pool.js",)
 
     @classmethod
     def fields(cls, frames: Mapping[str, Any]) -> schema.Field:

@@ -7,29 +7,36 @@ const CELL_STATES = [
   ["empty", "allocated, still empty"],
 ];
 
+// More rows or columns than these, and some stand for all.
+const MOST_ROWS = 32;
+const MOST_COLUMNS = 64;
+
 function cacheGrowth(frames, { redraw }) {
   const { tokens, steps, caches, n_layers: layers, n_kv_heads: heads } = frames;
-  const columns = Math.max(tokens.length, ...caches.map(({ slots }) => slots || 0));
-  const mostHeld = Math.max(1, ...steps.flatMap((step) => step.caches.map(({ held }) => held)));
-  const mostCopied = Math.max(1, ...steps.flatMap((step) => step.caches.map(({ copied_total }) => copied_total)));
+  const slots = Math.max(tokens.length, ...caches.map((cache) => cache.slots || 0));
+  const columns = evenly(slots, MOST_COLUMNS);
+  const names = columns.map((position) => tokens[position] || "");
+  const drawnLayers = evenly(layers, MOST_ROWS);
+  const drawnHeads = drawnLayers.length * heads <= MOST_ROWS ? heads : 1;
+  const largest = (name) => steps.reduce((most, step) => step.caches.reduce((own, cache) => Math.max(own, cache[name]), most), 1);
+  const [mostHeld, mostCopied] = [largest("held"), largest("copied_total")];
   const wholeForwards = steps.flatMap((step, index) => (index === steps.length - 1 || steps[index + 1].forward !== step.forward ? [index] : []));
   const everyLayer = steps.map((_, index) => index);
   let stops = wholeForwards;
   let panels = [];
 
-  // The steps that go by between the stop before and this one: all layers of one forward pass, or one layer.
-  function lately(step) {
-    const before = stops.filter((stop) => stop < step).pop();
-    return before === undefined ? [] : steps.slice(before + 1, step + 1);
+  // The stop before a step; what lies between the two is all layers of one forward pass, or one layer.
+  function stopBefore(step) {
+    const place = placeOf(stops, step);
+    return place > 0 ? steps[stops[place - 1]] : null;
   }
 
-  function stateOf(cache, index, step, layer, column, recent) {
-    const event = recent.find((own) => own.layer === layer);
+  function stateOf(cache, copies, step, before, layer, column) {
     const { stored } = steps[step];
     if (column >= stored[layer]) return cache.slots !== null && column < cache.slots ? "empty" : "absent";
-    if (!event) return "held";
-    if (column >= event.arrived[0]) return "new";
-    return event.caches[index].copied > 0 ? "copied" : "held";
+    if (before === null || stored[layer] === before.stored[layer]) return "held";
+    if (column >= before.stored[layer]) return "new";
+    return copies ? "copied" : "held";
   }
 
   function cellNode(x, y, width, height, name) {
@@ -42,31 +49,31 @@ function cacheGrowth(frames, { redraw }) {
 
   function panel(cache, index, width) {
     const gutter = 34;
-    const cell = Math.max(5, Math.min(24, (width - gutter - 2) / columns));
+    const cell = Math.max(4, Math.min(24, (width - gutter - 2) / columns.length));
     const height = Math.max(10, Math.min(18, cell));
-    const gap = heads > 1 ? 6 : 2;
-    const top = labelHeight(tokens);
+    const gap = drawnHeads > 1 ? 6 : 2;
+    const top = labelHeight(names);
     const { definitions, style } = fills();
-    const y = (layer, head) => top + layer * (heads * height + gap) + head * height;
-    const names = Array.from({ length: layers }, (_, layer) => s("text", {
-      class: "le-row", "data-layer": layer, x: gutter - 8, y: y(layer, 0) + heads * height / 2, "text-anchor": "end", "dominant-baseline": "central",
+    const y = (row, head) => top + row * (drawnHeads * height + gap) + head * height;
+    const rows = drawnLayers.map((layer, row) => s("text", {
+      class: "le-row", "data-layer": layer, x: gutter - 8, y: y(row, 0) + drawnHeads * height / 2, "text-anchor": "end", "dominant-baseline": "central",
     }, `L${layer + 1}`));
     const cells = [];
-    for (let layer = 0; layer < layers; layer += 1) {
-      for (let head = 0; head < heads; head += 1) {
-        for (let column = 0; column < columns; column += 1) {
-          const name = { "data-layer": layer, "data-head": head, "data-position": column };
-          cells.push({ layer, column, node: cellNode(gutter + column * cell, y(layer, head), cell, height, name) });
-        }
+    drawnLayers.forEach((layer, row) => {
+      for (let head = 0; head < drawnHeads; head += 1) {
+        columns.forEach((position, column) => {
+          const name = { "data-layer": layer, "data-head": head, "data-position": position };
+          cells.push({ layer, position, node: cellNode(gutter + column * cell, y(row, head), cell, height, name) });
+        });
       }
-    }
-    const labels = columnLabels(tokens, { x: gutter, y: top - 6, cell });
-    const image = drawing(gutter + columns * cell + 2, y(layers, 0), definitions, ...labels, ...names, ...cells.map(({ node }) => node));
+    });
+    const labels = columnLabels(names, { x: gutter, y: top - 6, cell });
+    const image = drawing(gutter + columns.length * cell + 2, y(drawnLayers.length, 0), definitions, ...labels, ...rows, ...cells.map(({ node }) => node));
     const held = meter("held", "held");
     const copied = meter("copied", "copied so far");
     const node = h("div", { class: "le-panel", "data-cache": cache.name, style },
       h("div", { class: "le-panel-head" }, h("p", { class: "le-name" }, cache.name)), image, held.node, copied.node);
-    return { node, cache, index, cells, labels, names, held, copied };
+    return { node, cache, index, cells, labels, rows, held, copied };
   }
 
   function meter(kind, words) {
@@ -84,19 +91,20 @@ function cacheGrowth(frames, { redraw }) {
   }
 
   function drawPanel(own, step) {
-    const recent = lately(step);
+    const before = stopBefore(step);
     const now = steps[step].caches[own.index];
-    for (const { layer, column, node } of own.cells) set(node, { "data-state": stateOf(own.cache, own.index, step, layer, column, recent) });
-    const { arrived, layer } = steps[step];
-    own.labels.forEach((text, position) => set(text, { "data-current": position >= arrived[0] && position < arrived[1], "data-absent": position >= Math.max(...steps[step].stored) }));
-    own.names.forEach((text, index) => set(text, { "data-current": stops === everyLayer && index === layer }));
-    const copiedNow = recent.reduce((sum, event) => sum + event.caches[own.index].copied, 0);
+    const copiedNow = before === null ? 0 : now.copied_total - before.caches[own.index].copied_total;
+    for (const { layer, position, node } of own.cells) set(node, { "data-state": stateOf(own.cache, copiedNow > 0, step, before, layer, position) });
+    const { arrived, layer, stored } = steps[step];
+    const longest = Math.max(...stored);
+    own.labels.forEach((text, column) => set(text, { "data-current": columns[column] >= arrived[0] && columns[column] < arrived[1], "data-absent": columns[column] >= longest }));
+    own.rows.forEach((text, row) => set(text, { "data-current": stops === everyLayer && drawnLayers[row] === layer }));
     const used = frames.bytes_per_cell * heads * steps[step].stored.reduce((sum, count) => sum + count, 0);
     own.held.show(now.held, mostHeld, used === now.held ? "all of it in use" : `${formatBytes(used)} in use`);
     own.copied.show(now.copied_total, mostCopied, `${formatBytes(copiedNow)} just now`);
   }
 
-  const options = layers > 1 ? [segmented("Step by", ["token", "layer"], (index) => { stops = index ? everyLayer : wholeForwards; redraw(); })] : [];
+  const options = wholeForwards.length < steps.length ? [segmented("Step by", ["token", "layer"], (index) => { stops = index ? everyLayer : wholeForwards; redraw(); })] : [];
 
   return {
     options,
@@ -109,8 +117,10 @@ function cacheGrowth(frames, { redraw }) {
       const key = set(legend(CELL_STATES, (state) => set(cellNode(0, 0, 14, 14, {}), { "data-state": state })), { style });
       key.querySelector("svg").prepend(definitions);
       key.append(h("li", {}, h("span", { class: "le-letters" }, h("span", { class: "le-letter-k" }, "K"), " over ", h("span", { class: "le-letter-v" }, "V")), h("span", {}, "in each cell")),
-        h("li", {}, h("span", { class: "le-letters" }, layers > 1 ? `L1 … L${layers}` : "L1"), h("span", {}, `layers, ${heads} KV ${heads === 1 ? "head" : "heads"} each`)));
-      stage.append(h("div", { class: `le-panels${side ? " le-side" : ""}` }, ...panels.map(({ node }) => node)), key);
+        h("li", {}, h("span", { class: "le-letters" }, layers > 1 ? `L1 … L${layers}` : "L1"), h("span", {}, `layers, ${heads} KV ${heads === 1 ? "head" : "heads"} each${drawnHeads < heads ? ", drawn as one" : ""}`)));
+      const coarse = columns.length < slots ? [h("p", { class: "le-small" }, `${columns.length} of ${grouped(slots)} slots are drawn.`)] : [];
+      if (drawnLayers.length < layers) coarse.push(h("p", { class: "le-small" }, `${drawnLayers.length} of ${layers} layers are drawn.`));
+      stage.append(h("div", { class: `le-panels${side ? " le-side" : ""}` }, ...panels.map(({ node }) => node)), key, ...coarse);
     },
     draw: (step) => panels.forEach((own) => drawPanel(own, step)),
   };

@@ -1,6 +1,6 @@
 """A cache filling, token by token and layer by layer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llama3_edu.widgets import schema
@@ -19,6 +19,12 @@ class CacheGrowth(FrameWidget):
 
     name = "cache-growth"
     title = "A cache, filling"
+
+    @classmethod
+    def important(cls, frames: Mapping[str, Any]) -> Iterable[int]:
+        """The last step of every forward pass: all layers have stored then."""
+        steps = frames["steps"]
+        return [index for index, step in enumerate(steps[:-1]) if steps[index + 1]["forward"] != step["forward"]]
 
     @classmethod
     def fields(cls, frames: Mapping[str, Any]) -> schema.Field:

@@ -18,6 +18,7 @@ class DecoderShapes(FrameWidget):
     """
 
     name = "decoder-shapes"
+    most_steps = 64
     title = "From token to token"
 
     @classmethod

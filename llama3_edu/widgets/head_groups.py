@@ -18,6 +18,7 @@ class HeadGroups(FrameWidget):
     """
 
     name = "head-groups"
+    most_steps = 64
     title = "Who reads which KV head"
 
     @classmethod

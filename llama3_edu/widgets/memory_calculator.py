@@ -18,6 +18,7 @@ class MemoryCalculator(FrameWidget):
     """
 
     name = "memory-calculator"
+    most_steps = 64
     title = "Will it fit?"
 
     @classmethod

@@ -5,7 +5,7 @@ const SOME_ROWS = 24;
 const MOST_CHIPS = 10;
 
 function prefixTree(frames, { redraw }) {
-  const { steps, nodes, num_blocks: count, block_size: size, holder, note } = frames;
+  const { steps, nodes, num_blocks: count, block_size: size, holder } = frames;
   const places = placesOf(nodes);
   const few = places.length <= MOST_ROWS;
   const prompts = promptsOf(steps);
@@ -244,7 +244,7 @@ function prefixTree(frames, { redraw }) {
       const aside = h("div", { class: "le-pool-aside" },
         h("div", { class: "le-panel" }, h("div", { class: "le-panel-head" }, h("p", { class: "le-name" }, `The pool: ${plural(count, "block")}`)), view.grid.node),
         ...(side ? [] : [view.lookedAt]), poolLegend(frames, view.grid.level));
-      stage.append(promptStrip(width), h("div", { class: `le-pool-view le-tree-view${side ? " le-side" : ""}` }, main, aside), ...(side ? [view.lookedAt] : []), ...(note ? [h("p", { class: "le-small le-steps-note" }, note)] : []));
+      stage.append(promptStrip(width), h("div", { class: `le-pool-view le-tree-view${side ? " le-side" : ""}` }, main, aside), ...(side ? [view.lookedAt] : []));
       leaveRoom();
     },
     draw(step) {

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama3_edu.widgets import schema
-from llama3_edu.widgets.base import FrameWidget
-from llama3_edu.widgets.pool import pool_fields, pool_step
+from llama3_edu.widgets.pool import PoolWidget, pool_fields, pool_step
 
 __all__ = ["PrefixTree"]
 
 
-class PrefixTree(FrameWidget):
+class PrefixTree(PoolWidget):
     """Blocks that can be found by their tokens, as a tree, beside the pool they lie in: who finds, adds and loses which.
 
     Args:
@@ -20,7 +19,6 @@ class PrefixTree(FrameWidget):
 
     name = "prefix-tree"
     title = "Prompts that begin alike"
-    scripts = ("pool.js",)
 
     @classmethod
     def fields(cls, frames: Mapping[str, Any]) -> schema.Field:

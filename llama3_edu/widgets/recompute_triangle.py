@@ -18,6 +18,7 @@ class RecomputeTriangle(FrameWidget):
     """
 
     name = "recompute-triangle"
+    most_steps = 64
     title = "What each step computes"
 
     @classmethod

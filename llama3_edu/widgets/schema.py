@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 __all__ = [
-    "Field", "check", "count", "number", "text", "optional", "one_of", "below", "span", "flags", "each", "row", "some_of", "triangle",
+    "Field", "check", "count", "number", "text", "optional", "one_of", "below", "position", "span", "flags", "each", "row", "some_of",
+    "triangle",
 ]  # fmt: skip
 
 Field: TypeAlias = dict[str, Any] | Callable[[str, Any], None]
@@ -24,8 +25,8 @@ def check(name: str, value: Any, field: Field) -> None:
         check(f"{name}[{key!r}]", value[key], inner)
 
 
-def each(field: Field, *, least: int = 0, length: int | None = None) -> Field:
-    """A list of what `field` says, of at least `least` items, or of exactly `length`."""
+def each(field: Field, *, least: int = 0, most: int | None = None, length: int | None = None) -> Field:
+    """A list of what `field` says, of at least `least` items and at most `most`, or of exactly `length`."""
 
     def check_each(name: str, value: Any) -> None:
         if not isinstance(value, list):
@@ -33,6 +34,8 @@ def each(field: Field, *, least: int = 0, length: int | None = None) -> Field:
         if len(value) < least or (length is not None and len(value) != length):
             wanted = f"{length}" if length is not None else f"at least {least}"
             raise ValueError(f"{name} should have {wanted} items; it has {len(value)}")
+        if most is not None and len(value) > most:
+            raise ValueError(f"{name} should have at most {most} items; it has {len(value)}")
         for index, item in enumerate(value):
             check(f"{name}[{index}]", item, field)
 
@@ -91,6 +94,16 @@ def below(end: int) -> Field:
         _require(value < end, name, f"below {end}", value)
 
     return check_below
+
+
+def position(end: int) -> Field:
+    """A position from 0 to `end - 1`, or -1 for padding."""
+
+    def check_position(name: str, value: Any) -> None:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(whole and -1 <= value < end, name, f"a position from 0 to {end - 1}, or -1 for padding", value)
+
+    return check_position
 
 
 def one_of(*values: str) -> Field:

@@ -51,6 +51,23 @@ function fills() {
   return { definitions, style: `--le-fill-hatch: ${named("hatch")}; --le-fill-dot: ${named("dot")}; --le-fill-mask: ${named("mask")}; --le-fill-lines: ${named("lines")}` };
 }
 
+// At most `most` of the whole numbers below `count`, evenly spread, the first and the last among them: a picture has room for no more.
+function evenly(count, most) {
+  if (count <= most) return Array.from({ length: count }, (_, index) => index);
+  return Array.from({ length: most }, (_, index) => Math.round(index * (count - 1) / (most - 1)));
+}
+
+// The place in a rising list of the first number that is `least` or more; past its end if there is none.
+function placeOf(rising, least) {
+  let [low, high] = [0, rising.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (rising[middle] < least) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 function shorten(text, most) {
   return text.length <= most ? text : `${text.slice(0, most - 1)}…`;
 }
@@ -62,17 +79,23 @@ function windowStart(at, total, room) {
   return Math.min(total - room, Math.ceil((at - room + 1) / stride) * stride);
 }
 
-// Token names along the top of a grid, read from bottom to top.
+// In a row of cells too small for a name each, every how many of them can have one.
+function labelEvery(cell, room = 12) {
+  return cell * 1.5 < room ? Math.ceil(room / cell) : 1;
+}
+
+// Token names along the top of a grid, read from bottom to top; where cells are small, not all of them have room for theirs.
 function columnLabels(tokens, { x, y, cell, most = 9 }) {
+  const every = labelEvery(cell);
   return tokens.map((token, index) => {
     const across = x + index * cell + cell / 2;
     const place = { class: "le-token", "data-position": index, transform: `translate(${across} ${y}) rotate(-90)`, "dominant-baseline": "central" };
-    return s("text", place, shorten(token, most));
+    return s("text", place, index % every ? "" : shorten(token, most));
   });
 }
 
 function labelHeight(tokens, most = 9) {
-  return 10 + 6.7 * Math.max(...tokens.map((token) => Math.min(token.length, most)));
+  return 10 + 6.7 * tokens.reduce((longest, token) => Math.max(longest, Math.min(token.length, most)), 0);
 }
 
 function formatBytes(bytes) {
@@ -117,6 +140,13 @@ function dropdown(label, names, onChange) {
 
 function choice(label, names, onChange) {
   return names.length <= 8 ? segmented(label, names, onChange) : dropdown(label, names, onChange);
+}
+
+// Show which of the choices holds, when something else than the reader's hand changed it.
+function showChoice(node, index) {
+  const select = node.querySelector("select");
+  if (select) select.value = index;
+  else node.querySelectorAll("input").forEach((input, own) => { input.checked = own === index; });
 }
 
 // Dark or light, as the page has it: this book's site, JupyterLab, VS Code, Colab; else as the system has it.
@@ -200,8 +230,7 @@ function controlBar(go) {
     // Show that `step` is drawn; a step between two stops counts as the later one.
     show(step, newStops) {
       stops = newStops;
-      const found = stops.findIndex((stop) => stop >= step);
-      at = found < 0 ? stops.length - 1 : found;
+      at = Math.min(placeOf(stops, step), stops.length - 1);
       set(slider, { max: stops.length - 1, "aria-valuetext": `${at + 1} of ${stops.length}` });
       slider.value = at;
       slider.style.setProperty("--le-done", stops.length > 1 ? at / (stops.length - 1) : 1);
@@ -233,7 +262,7 @@ function onKey(event, bar) {
 // Make a render function. `makePicture(frames, tools)` returns an object with
 //   layout(stage, width): draw everything that stays, into an empty stage;
 //   draw(step): show one step by changing what is drawn;
-//   options: nodes for choices, if there are any;  stops(): the steps to halt at, all of them unless it says otherwise.
+//   options: nodes for choices, if there are any;  stops(step): the steps to halt at while this one is drawn, all of them unless it says otherwise.
 // `tools.redraw()` shows the current step again, `tools.go(step)` another one.
 // A picture that is a form has no use for a control bar: `{ stepped: false }` leaves it out, and `words()` of the picture is the summary.
 function frameWidget(name, makePicture, { stepped = true } = {}) {
@@ -242,6 +271,7 @@ function frameWidget(name, makePicture, { stepped = true } = {}) {
     const options = h("div", { class: "le-options" });
     const stage = h("div", { class: "le-stage" });
     const summary = h("p", { class: "le-summary", "aria-live": "polite" });
+    const note = h("p", { class: "le-small le-thinned", hidden: true });
     const bar = controlBar((step) => {
       if (step === model.get("step")) return;
       model.set("step", step);
@@ -250,15 +280,14 @@ function frameWidget(name, makePicture, { stepped = true } = {}) {
     const root = h("section", {
       class: "llama3-edu-widget", "data-widget": name, tabindex: stepped ? 0 : null, role: "group", "aria-label": model.get("heading"),
       "data-lm-suppress-shortcuts": "true",
-    }, h("div", { class: "le-head" }, title, options), stage, ...(stepped ? [bar.node] : []), summary);
-    let picture, width = 0;
+    }, h("div", { class: "le-head" }, title, options), stage, ...(stepped ? [bar.node] : []), summary, note);
+    let picture, everyStep, longest, width = 0;
 
     const redraw = () => {
       const frames = model.get("frames");
       const step = Math.min(model.get("step"), frames.steps.length - 1);
-      const stops = picture.stops ? picture.stops() : frames.steps.map((_, index) => index);
       picture.draw(step);
-      bar.show(step, stops);
+      bar.show(step, picture.stops ? picture.stops(step) : everyStep);
       const words = stepped ? frames.steps[step].summary : picture.words();
       if (summary.textContent !== words) summary.textContent = words;
       set(root, { "data-step": step });
@@ -266,8 +295,7 @@ function frameWidget(name, makePicture, { stepped = true } = {}) {
     // The longest summary decides how tall the summary is, so that nothing moves from step to step.
     const leaveRoom = () => {
       summary.style.minHeight = "";
-      const texts = model.get("frames").steps.map((step) => step.summary);
-      summary.textContent = texts.reduce((longest, text) => (text.length > longest.length ? text : longest), "");
+      summary.textContent = longest;
       summary.style.minHeight = `${summary.offsetHeight}px`;
     };
     const layout = () => {
@@ -277,7 +305,12 @@ function frameWidget(name, makePicture, { stepped = true } = {}) {
       redraw();
     };
     const begin = () => {
-      picture = makePicture(model.get("frames"), { redraw, go: (step) => { bar.pause(); model.set("step", step); model.save_changes(); } });
+      const frames = model.get("frames");
+      bar.pause();
+      everyStep = frames.steps.map((_, index) => index);
+      longest = frames.steps.reduce((text, step) => (step.summary.length > text.length ? step.summary : text), "");
+      set(note, { hidden: !frames.note }).textContent = frames.note || "";
+      picture = makePicture(frames, { redraw, go: (step) => { bar.pause(); model.set("step", step); model.save_changes(); } });
       options.replaceChildren(...(picture.options || []));
       if (width) layout();
     };

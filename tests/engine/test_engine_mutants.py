@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import test_beam
+from engine import test_engine, test_scheduler, test_text
 from engine_life import LifeOfEngine
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from test_mutants import Check, Mutant, mutate
 
-from engine import test_engine, test_scheduler, test_text
 from llama3_edu import Engine, Sequence, beam
 from llama3_edu.engine import GrowingText, Scheduler, scheduler, statistics
 

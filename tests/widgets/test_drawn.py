@@ -1,14 +1,16 @@
 """Every widget in a real browser, with no kernel: what is drawn is what the frames say, by mouse, keyboard and touch."""
 
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from browser import WIDGET, assert_fits, assert_steps, press, quiet_page, step_of
 from playwright.sync_api import Browser, Locator, Page, expect
 from pool_checks import check_blocks, check_tree
-from widget_pages import MAKERS, beam_frames, engine_trace, page_of, small_model, text
+from widget_pages import MAKERS, beam_frames, engine_trace, mask_frames, page_of, small_model, text
 
 import llama3_edu as le
 from llama3_edu import widgets
@@ -55,21 +57,66 @@ def check_recompute(widget: Locator, frames: Frames, step: int) -> None:
 
 
 def check_mask(widget: Locator, frames: Frames, step: int) -> None:
-    n, own = len(frames["tokens"]), frames["steps"][step]
+    """Compare every cell and strip with `causal_mask` and with what the frames say is changed by the token replaced."""
+    own = frames["steps"][step]
+    replaced = own["replaced"]
+    if len(frames["runs"]) > 1:
+        replaced = int(widget.get_by_label("Replace").input_value()) - 1
+        replaced = None if replaced < 0 else replaced
     for layer in range(frames["n_layers"]):
-        widget.locator(".le-segmented label").nth(layer).click()
-        changes = own["layers"][layer]
-        cells = state_map(widget, ".le-matrix .le-score", "query", "key")
-        for query in range(n):
-            for key in range(n):
-                state = "masked" if key > query else ("stays", "changed")[int(changes["scores"][query][key])]
-                assert cells[str(query), str(key)] == state
-        assert widget.locator(".le-segmented input:checked").get_attribute("value") == str(layer)
-        strips = state_map(widget, ".le-matrix .le-strip", "kind", "position")
-        for kind in ("q", "k", "v", "out", "logits"):
-            flags = own["logits"] if kind == "logits" else changes[kind]
-            drawn = [strips[kind, str(position)] for position in range(n)]
-            assert drawn == [("stays", "changed")[int(flag)] for flag in flags]
+        widget.get_by_role("radiogroup", name="Layer").locator("label").nth(layer).click()
+        assert widget.get_by_role("radiogroup", name="Layer").locator(":checked").get_attribute("value") == str(layer)
+        changes = None if replaced is None else frames["changes"][replaced]["layers"][layer]
+        logits = None if replaced is None else frames["changes"][replaced]["logits"]
+        check_cells(widget, own, changes, replaced)
+        check_strips(widget, own, changes and {**changes, "logits": logits}, replaced)
+
+
+def columns_of_the_pass(own: dict) -> tuple[list[int], int]:
+    """The positions of all its columns, and how many of them were cached before it."""
+    return own["key_positions"], len(own["key_positions"]) - len(own["positions"])
+
+
+def effect(changed: bool, keys: list[int], cached: int, replaced: int | None) -> str:
+    """What is shown of something that the replaced token changes, or not."""
+    if not changed:
+        return "stays"
+    return "stale" if replaced in keys[:cached] else "changed"
+
+
+def check_cells(widget: Locator, own: dict, changes: dict | None, replaced: int | None) -> None:
+    keys, cached = columns_of_the_pass(own)
+    mask = le.causal_mask(torch.tensor([own["positions"]]), torch.tensor([keys]))[0].tolist()
+    drawn = state_map(widget, ".le-matrix .le-score", "query", "key")
+    for row, seen in enumerate(mask):
+        for column, visible in enumerate(seen):
+            query, key = own["positions"][row], keys[column]
+            state = drawn.pop((str(cached + row), str(column)))
+            changed = visible and changes is not None and changes["scores"][query][key] == "1"
+            assert state == (effect(changed, keys, cached, replaced) if visible else "masked"), (query, key)
+    assert set(drawn.values()) <= {"outside"}, "what is not in this pass is not drawn as if it were"
+    outline = widget.locator(".le-pass")
+    assert outline.get_attribute("data-queries") == str(len(own["positions"]))
+    assert outline.get_attribute("data-keys") == str(len(keys))
+
+
+def check_strips(widget: Locator, own: dict, changes: dict | None, replaced: int | None) -> None:
+    keys, cached = columns_of_the_pass(own)
+    drawn = state_map(widget, ".le-matrix .le-strip", "kind", "index")
+    came = "nodes => nodes.map(node => [`${node.dataset.kind}${node.dataset.index}`, node.dataset.from])"
+    came_from = dict(widget.locator(".le-matrix .le-strip").evaluate_all(came))
+    for (kind, index), state in drawn.items():
+        column = int(index)
+        inside = column < len(keys) and (kind in "kv" or column >= cached)
+        if not inside:
+            assert state == "outside"
+        elif keys[column] < 0:
+            assert state == "padding"
+        else:
+            changed = changes is not None and changes[kind][keys[column]] == "1"
+            assert state == effect(changed, keys, cached, replaced), (kind, column)
+        if kind in "kv" and inside:
+            assert came_from[f"{kind}{index}"] == ("cached" if column < cached else "new")
 
 
 def check_growth(widget: Locator, frames: Frames, step: int) -> None:
@@ -280,6 +327,53 @@ def check_moments(panel: Locator, run: dict, through: int) -> None:
         expected |= {(kind, request, step) for kind in ("forked", "preempted") for request, _ in own[kind]}
         expected |= {("finished", request, step) for request in own["finished"]}
     assert moments == expected
+def check_bugs(widget: Locator, frames: Frames, step: int) -> None:
+    own = frames["steps"][step]
+    drawn = "nodes => nodes.map(node => [Number(node.dataset.error), node.dataset.state, node.lastChild.getBBox().y])"
+    errors = widget.locator(".le-error").evaluate_all(drawn)
+    assert [error for error, _, _ in errors] == own["errors"]
+    assert [state for _, state, _ in errors] == [("right", "wrong")[error > frames["rounding"]] for error in own["errors"]]
+    higher = sorted((error, -y) for error, state, y in errors if state == "wrong")
+    assert [y for _, y in higher] == sorted(y for _, y in higher), "a larger error stands higher"
+    keys = state_map(widget, ".le-key-check", "layer", "slot")
+    for layer, flags in enumerate(own["keys"]):
+        assert [keys[str(layer), str(slot)] for slot in range(len(flags))] == [("right", "wrong")[int(flag)] for flag in flags]
+    books = widget.locator(".le-book").evaluate_all("nodes => nodes.map(node => [node.dataset.state, node.textContent])")
+    seq_len, memory = frames["seq_len"], f"{own['nbytes']:,} bytes reported, {own['allocated']:,} taken"
+    for book, equal, words in (
+        (books[0], own["surplus"] == 0, f"{seq_len + own['surplus']} keys, {seq_len} tokens"),
+        (books[1], own["nbytes"] == own["allocated"], memory),
+    ):
+        assert book == (["right", f"={words}"] if equal else ["wrong", f"≠{words}"])
+    assert widget.locator("button.le-suspect span:last-child").all_inner_texts() == frames["names"]
+    assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}, "nothing is given away"
+def check_quantisation(widget: Locator, frames: Frames, step: int) -> None:
+    own = frames["steps"][step]
+    script = "nodes => nodes.map(({ dataset, width, height }) => [dataset.error, width.baseVal.value, height.baseVal.value].map(Number))"
+    drawn = widget.locator(".le-matrix .le-quant-error").evaluate_all(script)
+    errors = [error for row in own["errors"] for error in row]
+    assert [error for error, _, _ in drawn] == errors
+    full = max(width for _, width, _ in drawn) / (own["worst"]["error"] / frames["largest"]) ** 0.5
+    areas = [(width / full, height / full) for _, width, height in drawn]
+    assert areas == [(pytest.approx((abs(error) / frames["largest"]) ** 0.5, abs=1e-3),) * 2 for error in errors]
+    lines = widget.locator(".le-quant-groups").get_attribute("d")
+    across, down = len(frames["tokens"]), frames["num_channels"]
+    bands = (across // own["group_size"], down) if own["axis"] == "channel" else (across, down // own["group_size"])
+    assert (lines.count("H") - 1, lines.count("V") - 1) == bands
+    for fact, value in (("worst", f"{own['worst']['error'] / 1000:.3f}"), ("mean", own["mean"]), ("bits", own["effective_bits"])):
+        assert float(widget.locator(f'[data-fact="{fact}"]').inner_text()) == float(value)
+    for field in ("tensor", "bits", "group_size"):
+        assert widget.locator(f'[data-field="{field}"] input:checked + span').inner_text() == str(own[field])
+    assert widget.locator('[data-field="axis"] input:checked + span').inner_text() == f"one {own['axis']}"
+    check_looked_at(widget, own, frames[own["tensor"]], own["worst"]["token"], own["worst"]["channel"])
+
+
+def check_looked_at(widget: Locator, own: Frames, numbers: list[list[int]], token: int, channel: int) -> None:
+    """One number is told as it was, as it became, and by how much it is off."""
+    before, error = numbers[token][channel], own["errors"][token][channel]
+    told = widget.locator(".le-looked").inner_text().replace("\N{MINUS SIGN}", "-")
+    assert f"Token {token}, " in told and f"channel {channel}\n" in told
+    assert f"{before / 1000:.3f} becomes {(before + error) / 1000:.3f}: off by {abs(error) / 1000:.3f}." in told
 
 
 def line_ends(widget: Locator, selector: str) -> tuple[float, float]:
@@ -312,6 +406,7 @@ CHECKS = {
     widgets.RecomputeTriangle: check_recompute,
     widgets.CausalMask: check_mask,
     widgets.CacheGrowth: check_growth,
+    widgets.BugHunt: check_bugs,
     widgets.DecoderShapes: check_shapes,
     widgets.HeadGroups: check_groups,
     widgets.MemoryMonitor: check_memory,
@@ -319,6 +414,7 @@ CHECKS = {
     widgets.SchedulerTimeline: check_timeline,
     widgets.BlockStepper: check_blocks,
     widgets.PrefixTree: check_tree,
+    widgets.QuantisationError: check_quantisation,
 }
 
 
@@ -392,12 +488,100 @@ def test_a_cell_of_the_mask_tells_its_weight_by_pointer_and_by_key(browser: Brow
         looked = widget.locator(".le-looked")
         widget.locator("select").select_option("2")
         widget.locator('.le-matrix [data-query="5"][data-key="1"]').hover()
-        assert f"weight {frames['weights'][0][1][5][1] / 1000:.3f} (head 2)" in looked.inner_text()
+        assert "may look at position 1" in looked.inner_text() and "0 ≤ 1 ≤ 5" in looked.inner_text()
+        assert f"Weight {frames['weights'][0][1][5][1] / 1000:.3f} (head 2)" in looked.inner_text()
         widget.locator('.le-matrix [data-query="1"][data-key="5"]').hover()
-        assert "masked" in looked.inner_text()
+        assert "5 ≤ 1 does not hold" in looked.inner_text() and "Masked" in looked.inner_text()
         widget.locator(".le-matrix").press("ArrowDown")
-        assert looked.inner_text().startswith("Query 2")
+        assert looked.inner_text().startswith("Position 2")
         assert step_of(widget) == 3, "arrows inside the matrix do not step"
+
+
+EXPLORER = mask_frames()
+
+
+def pick(widget: Locator, group: str, choice: str) -> None:
+    widget.get_by_role("radiogroup", name=group).locator("label", has_text=re.compile(f"^{choice}$")).click()
+
+
+@pytest.mark.parametrize("padding", ["none", "before", "after"])
+@pytest.mark.parametrize("chunk", ["3", "1", "all"])
+def test_every_pass_of_every_run_is_the_mask_of_its_positions(padding: str, chunk: str, browser: Browser, tmp_path: Path):
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER))
+        pick(widget, "Padding", padding)
+        pick(widget, "Chunk", chunk)
+        for cached in (0, 2):
+            pick(widget, "Cached at the start", str(cached))
+            press(widget, "reset")
+            run = {"cached": cached, "chunk": None if chunk == "all" else int(chunk), "padding": padding}
+            steps = [index for index, step in enumerate(EXPLORER["steps"]) if EXPLORER["runs"][step["run"]] == run]
+            for number, step in enumerate(steps):
+                assert step_of(widget) == step
+                assert widget.locator(".le-count").inner_text() == f"{number + 1} / {len(steps)}"
+                widget.get_by_label("Replace").select_option(str((number * 3 + cached) % 8))
+                check_mask(widget, EXPLORER, step)
+                press(widget, "forward")
+            assert step_of(widget) == steps[-1], "the control bar stays in the run that was chosen"
+
+
+def test_a_choice_keeps_the_others_and_the_columns_taken_in(browser: Browser, tmp_path: Path):
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER))
+        press(widget, "forward")
+        assert EXPLORER["steps"][step_of(widget)]["key_positions"] == [0, 1, 2, 3, 4, 5]
+        pick(widget, "Chunk", "1")
+        assert EXPLORER["steps"][step_of(widget)]["key_positions"] == [0, 1, 2, 3, 4, 5]
+        pick(widget, "Padding", "before")
+        step = EXPLORER["steps"][step_of(widget)]
+        assert EXPLORER["runs"][step["run"]] == {"cached": 0, "chunk": 1, "padding": "before"}
+        assert step["key_positions"] == [-1, -1, 0, 1, 2, 3]
+
+
+def test_a_cell_tells_why_it_is_hidden_by_pointer_and_by_key(browser: Browser, tmp_path: Path):
+    def text_at(row: int, column: int) -> str:
+        widget.locator(f'.le-matrix [data-query="{row}"][data-key="{column}"]').hover()
+        return widget.locator(".le-looked").inner_text()
+
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER))
+        pick(widget, "Padding", "before")
+        press(widget, "forward")  # columns 3 to 5, positions 1 to 3
+        assert "0 ≤ 0 ≤ 2" in text_at(4, 2) and "read from the cache" in text_at(4, 2)
+        assert "0 ≤ 1 ≤ 2" in text_at(4, 3) and "cache" not in text_at(4, 3)
+        assert "3 ≤ 2 does not hold" in text_at(4, 5)
+        assert "This column is padding" in text_at(4, 1)
+        assert "never asked again" in text_at(2, 2)
+        assert "later pass" in text_at(7, 2)
+        widget.locator(".le-matrix").press("ArrowUp")
+        assert "later pass" in widget.locator(".le-looked").inner_text()
+        press(widget, "reset")
+        assert "This query is padding" in text_at(1, 2)
+
+
+def test_a_token_in_the_cache_makes_it_stale_and_a_later_one_does_not(browser: Browser, tmp_path: Path):
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER, step=1))  # three cached, three asked
+        told = widget.locator(".le-swap")
+        for position, words in ((1, "stale"), (4, "The cache stays valid"), (6, "later pass")):
+            widget.get_by_label("Replace").select_option(str(position + 1))
+            assert words in told.inner_text()
+            drawn = states(widget, ".le-matrix .le-strip") + states(widget, ".le-matrix .le-score")
+            assert (drawn["stale"] > 0) == (position == 1) and (drawn["changed"] > 0) == (position == 4)
+        widget.get_by_label("Replace").select_option("0")
+        assert "No token is replaced" in told.inner_text()
+
+
+def test_the_explorer_fits_a_phone_and_is_tapped(browser: Browser, tmp_path: Path):
+    with quiet_page(browser, **PHONE) as page:
+        widget = show(page, tmp_path, widgets.CausalMask(frames=EXPLORER))
+        assert_fits(page)
+        widget.locator('[data-action="forward"]').tap()
+        widget.locator('.le-matrix [data-query="4"][data-key="2"]').tap()
+        assert "0 ≤ 2 ≤ 4" in widget.locator(".le-looked").inner_text()
+        widget.get_by_role("radiogroup", name="Padding").locator("label").last.tap()
+        assert_fits(page)
+        check_mask(widget, EXPLORER, step_of(widget))
 
 
 def test_the_cache_steps_by_layer_when_asked(browser: Browser, tmp_path: Path):
@@ -570,6 +754,49 @@ def test_sixty_four_requests_over_hundreds_of_steps_stay_readable(width: int, br
                 apart = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
                 assert apart or one["y"] + one["height"] <= other["y"] + 4 or other["y"] + other["height"] <= one["y"] + 4
             assert widget.locator(".le-schedule *").count() < 6_000
+@pytest.mark.parametrize("how", ["mouse", "keyboard", "touch"])
+def test_a_name_is_judged_at_once_and_each_case_keeps_its_verdict(how: str, browser: Browser, tmp_path: Path):
+    frames = FRAMES[widgets.BugHunt]
+    answer, replies = frames["steps"][1]["answer"], frames["steps"][1]["replies"]
+    other = (answer + 1) % len(frames["names"])
+    with quiet_page(browser, **(PHONE if how == "touch" else {})) as page:
+        widget = show(page, tmp_path, widgets.BugHunt(frames=frames, step=1))
+        names, reply = widget.locator("button.le-suspect"), widget.locator(".le-reply")
+        method, arguments = {"mouse": ("click", ()), "touch": ("tap", ()), "keyboard": ("press", ("Enter",))}[how]
+        assert names.nth(other).bounding_box()["height"] >= (44 if how == "touch" else 30)
+        height = widget.bounding_box()["height"]
+        for index, verdict in ((other, "wrong"), (answer, "right")):
+            getattr(names.nth(index), method)(*arguments)
+            assert reply.inner_text() == replies[index]
+            assert names.nth(index).get_attribute("data-state") == verdict
+            assert names.nth(index).get_attribute("aria-description") == verdict
+        assert widget.bounding_box()["height"] == height, "nothing moves"
+        assert step_of(widget) == 1
+        press(widget, "forward")
+        assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}
+        press(widget, "back")
+        assert states(widget, "button.le-suspect") == {"untried": len(frames["names"]) - 2, "right": 1, "wrong": 1}
+        assert reply.inner_text() == replies[answer]
+def test_a_rounded_number_is_told_by_pointer_and_by_key_and_choices_lead_to_their_step(browser: Browser, tmp_path: Path):
+    frames = FRAMES[widgets.QuantisationError]
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.QuantisationError(frames=frames))
+        matrix, numbers = widget.locator(".le-matrix"), frames["keys"]
+        matrix.focus()
+        cell = widget.locator(".le-cursor").evaluate("node => node.width.baseVal.value")
+        first = widget.locator(".le-quant-groups").get_attribute("d")[1:].split("H")[0].split()
+        x, y = (float(at) + cell * (index + 0.5) for at, index in zip(first, (5, 3)))
+        matrix.locator("svg").hover(position={"x": x, "y": y})
+        check_looked_at(widget, frames["steps"][0], numbers, 3, 5)
+        matrix.press("ArrowDown")
+        matrix.press("ArrowLeft")
+        check_looked_at(widget, frames["steps"][0], numbers, 4, 4)
+        assert step_of(widget) == 0, "arrows inside the matrix do not step"
+        for choice in ("values", "one token", "2", "4"):
+            field = {"values": "tensor", "one token": "axis", "2": "bits", "4": "group_size"}[choice]
+            widget.locator(f'[data-field="{field}"] label').filter(has_text=choice).click()
+        own = frames["steps"][step_of(widget)]
+        assert (own["tensor"], own["axis"], own["bits"], own["group_size"]) == ("values", "token", 2, 4)
 
 
 def test_widgets_on_one_page_do_not_disturb_each_other(browser: Browser, tmp_path: Path):
