@@ -36,7 +36,7 @@ LEVELS = (
         "widgets.bug_hunt",
         "widgets",
     ),
-    ("checks.compare", "checks.runaway", "checks.exercise", *(f"checks.chapter_{chapter:02d}" for chapter in range(15)), "checks.runner", "checks"),
+    ("checks.compare", "checks.runaway", "checks.exercise", "checks.material", *(f"checks.chapter_{chapter:02d}" for chapter in range(15)), "checks.runner", "checks"),
 )  # fmt: skip
 """From the bottom to the top. The package itself stands above them all: it only gathers names, and nothing inside imports it."""
 
