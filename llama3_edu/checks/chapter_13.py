@@ -23,6 +23,11 @@ SMALL = LlamaConfig(dim=2, n_layers=1, n_heads=1, n_kv_heads=1, hidden_dim=2, vo
 """As little per token as there can be: a key of two numbers and a value of two."""
 
 
+def counted(number: int, what: str) -> str:
+    """Return `1 block`, `2 blocks`."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 @dataclass
 class Watched:
     """A pool whose every event is kept, with a block in it that belongs to nobody here: so block and index differ."""
@@ -73,11 +78,11 @@ class Watched:
         """
         held = Counter(block for table in (*tables, self.strangers) for block in table)
         for block in range(self.num_blocks):
-            counted = self.pool.ref_count(block)
-            if counted != held[block]:
-                tables_say = f"it stands in {held[block]} table{'s' * (held[block] != 1)}"
-                told = f"afterwards block {block} has {counted} holder{'s' * (counted != 1)}, but {tables_say}"
-                raise Wrong(told, hint=hints[counted < held[block]])
+            holders = self.pool.ref_count(block)
+            if holders != held[block]:
+                tables_say = f"it stands in {counted(held[block], 'table')}"
+                told = f"afterwards block {block} has {counted(holders, 'holder')}, but {tables_say}"
+                raise Wrong(told, hint=hints[holders < held[block]])
 
 
 # -- fork --
@@ -86,7 +91,7 @@ class Watched:
 def fork_cases(generator: torch.Generator) -> Iterator[Case]:
     for num_blocks, num_shared in ((1, 0), (0, 0), (2, 0), (2, 1), (3, 3), (7, 4)):
         others = f", {num_shared} of them also in another table" if num_shared else ""
-        yield Case(f"a table of {num_blocks} block{'s' * (num_blocks != 1)}{others}", (num_blocks, num_shared))
+        yield Case(f"a table of {counted(num_blocks, 'block')}{others}", (num_blocks, num_shared))
 
 
 def judge_fork(exercise: Exercise, solution: Solution, case: Case) -> None:
@@ -99,7 +104,7 @@ def judge_fork(exercise: Exercise, solution: Solution, case: Case) -> None:
     came = solution(watched.pool, given)
     if watched.count(BlockAllocated):
         raise Wrong(
-            f"{watched.count(BlockAllocated)} blocks were taken from the pool, wanted are 0",
+            f"the pool gave out {counted(watched.count(BlockAllocated), 'block')}, wanted is none",
             hint="A fork copies nothing: nobody writes yet. Both tables hold the very same blocks.",
         )
     if not isinstance(came, list) or came != table:
@@ -141,8 +146,10 @@ def append_slot_cases(generator: torch.Generator) -> Iterator[Case]:
 def append_slot_case(num_tokens: int, size: int, others: int, device: torch.device) -> Case:
     held = ("nobody else holds", "one other table holds", f"{others} other tables hold")[min(others, 2)]
     on = "" if device == CPU else f", on {device}"
-    tokens = f"{num_tokens} token{'s' * (num_tokens != 1)}"
-    return Case(f"a table of {tokens}, block_size = {size}, whose blocks {held}{on}", (num_tokens, size, others, device))
+    return Case(
+        f"a table of {counted(num_tokens, 'token')}, block_size = {size}, whose blocks {held}{on}",
+        (num_tokens, size, others, device),
+    )
 
 
 def judge_append_slot(exercise: Exercise, solution: Solution, case: Case) -> None:
@@ -185,11 +192,16 @@ def check_grown(watched: Watched, before: list[int], table: list[int], num_token
         hint = (
             "All blocks are full: the token needs a new one." if full else "The last block has a free slot: no new one is needed."
         )
-        raise Wrong(f"the table has {len(table)} blocks now, {num_tokens + 1} tokens need {needed}", hint=hint)
+        raise Wrong(
+            f"the table has {counted(len(table), 'block')} now, for {counted(num_tokens + 1, 'token')} it needs {needed}",
+            hint=hint,
+        )
     copies, wanted_copies = watched.count(BlockCopied), int(is_shared and num_tokens % size != 0)
     if copies > wanted_copies:
         hint = "Nobody else holds this block: write in place." if not is_shared else "A full block is never written again."
-        raise Wrong(f"{copies} blocks were copied, wanted are {wanted_copies}", hint=hint)
+        if wanted_copies:
+            hint = "One copy is enough: that of the block which is written to."
+        raise Wrong(f"{counted(copies, 'block')} copied, wanted {'is 1' if wanted_copies else 'is none'}", hint=hint)
     if wanted_copies and table[-1] == before[-1]:
         told = f"the token would be written into block {table[-1]}, which another table holds too"
         raise Wrong(told, hint="What has other holders must not be written: put a copy in its place first.")
@@ -216,7 +228,7 @@ def reorder_tables_cases(generator: torch.Generator) -> Iterator[Case]:
     given: list[tuple[list[int], int, list[int]]] = [([1], 0, [0]), ([1], 0, [0, 0]), ([1, 1], 0, [0, 1]), ([1, 1], 0, [1, 0])]
     given += [([1, 1], 0, [1, 1]), ([1, 1], 1, [0, 0]), ([2, 2, 2], 1, [2, 2, 0]), ([2, 2, 2], 2, [1]), ([1, 2], 1, [1, 1, 0, 1])]
     for own, common, parents in given:
-        rows = f"{len(own)} table{'s' * (len(own) != 1)} with {common} common and {' + '.join(map(str, own))} own blocks"
+        rows = f"{counted(len(own), 'table')} with {common} common and {' + '.join(map(str, own))} own blocks"
         yield Case(f"{rows}, parents = {parents}", (own, common, parents))
     for width, size in ((2, 4), (3, 2)):
         model = random_llama(generator)
@@ -248,7 +260,7 @@ def judge_reorder_tables(exercise: Exercise, solution: Solution, case: Case) -> 
 
 def check_reordered(watched: Watched, came: Any, wanted: list[list[int]]) -> None:
     if watched.count(BlockAllocated):
-        told = f"{watched.count(BlockAllocated)} blocks were taken from the pool, wanted are 0"
+        told = f"the pool gave out {counted(watched.count(BlockAllocated), 'block')}, wanted is none"
         raise Wrong(told, hint="A reorder copies nothing: heirs hold the very same blocks.")
     if not isinstance(came, list) or [list(table) for table in came] != wanted:
         raise Wrong(f"{came} came, wanted is {wanted}", hint="Row i is to continue what row parents[i] held.")
@@ -348,7 +360,9 @@ def judge_use_fork(exercise: Exercise, solution: Solution, case: Case) -> None:
     except (Cancelled, OutOfBlocks) as stopped:
         error = stopped
     if len(calls) != 1:
-        raise Wrong(f"use was called {len(calls)} times, wanted is once", hint="Fork, call use(fork), clean up, return.")
+        raise Wrong(
+            f"use was called {counted(len(calls), 'time')}, wanted is once", hint="Fork, call use(fork), clean up, return."
+        )
     check_outcome(came, error, does)
     if table != before:
         raise Wrong(f"the table was changed to {table}, it was {before}", hint="The text itself goes on as it was.")
@@ -368,7 +382,7 @@ def check_fork_in_use(watched: Watched, fork: Any, table: list[int], before: lis
         raise Wrong(f"use was given {fork}, the table is {before}", hint="A fork begins with the same blocks.")
     for block in before:
         if watched.pool.ref_count(block) != 2:
-            told = f"while use runs, block {block} has {watched.pool.ref_count(block)} holder, wanted are 2"
+            told = f"while use runs, block {block} has {counted(watched.pool.ref_count(block), 'holder')}, wanted are 2"
             raise Wrong(told, hint="A fork counts as a holder: otherwise use takes shared blocks for its own.")
 
 

@@ -101,6 +101,7 @@ MUTANTS = {
         "no release": (append(release="pass"), "held for ever"),
         "a fresh block": (append(copied="pool.allocate()"), "A fresh block is empty"),
         "releases too much": (append(release="pool.release(last); pool.release(last)"), "still in a table"),
+        "the new block in front": (append(more="table.insert(0, pool.allocate())"), "Only the block that is written to"),
         "slot in the block": (append(slot="num_tokens % pool.block_size"), "Block b holds the slots from"),
         "one slot late": (
             append(slot="table[-1] * pool.block_size + num_tokens % pool.block_size + 1"),
@@ -109,7 +110,7 @@ MUTANTS = {
         "index for block": (append(slot="num_tokens"), "Block b holds the slots from"),
         "replaces the first block": (
             append().replace("table[-1] = pool.copy(last)", "table[0] = pool.copy(last); table[-1] = pool.copy(last)"),
-            "blocks were copied, wanted are 1",
+            "One copy is enough",
         ),
     },
     "reorder_tables": {
@@ -164,6 +165,7 @@ MUTANTS = {
             "try … finally",
         ),
         "releases what the fork began with": (use(released="table"), "the fork at the end"),
+        "empties the table": (use(released="[table.pop() for _ in range(len(table))]"), "The text itself goes on"),
         "never releases": (use(released="[]"), "Blocks are left behind"),
         "not counted": (use("pass", released="[]"), "takes shared blocks for its own"),
         "the table itself": (use(given="table"), "a second list"),
