@@ -13,7 +13,7 @@ from threading import Thread
 
 import nbformat
 import pytest
-import yaml
+from book_pages import listed_pages
 from browser import WIDGET, assert_asks, assert_fits, assert_steps, launch, quiet_page
 from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
 
@@ -40,14 +40,6 @@ MOST_BYTES_OF_OURS = 200_000
 """What the page itself, with its widgets' code and data, and this book's own scripts and styles may weigh of that."""
 
 AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-
-
-def listed_pages() -> list[str]:
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    return [
-        toc["root"],
-        *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"]),
-    ]
 
 
 def code_of(page: str) -> str:

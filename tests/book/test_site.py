@@ -8,18 +8,13 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 import yaml
+from book_pages import listed_pages
 from bs4 import BeautifulSoup, Tag
 
 import llama3_edu as le
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
-
-
-def listed_pages() -> list[str]:
-    """Every page that _toc.yml lists, without its suffix."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
 
 
 PAGES = listed_pages()
@@ -160,7 +155,9 @@ def test_the_reference_has_every_name_of_the_package() -> None:
 
 def test_the_reference_has_every_module() -> None:
     package = ROOT / "llama3_edu"
-    modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    modules = {
+        ".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py") if path.name != "__init__.py"
+    }
     headings = {heading.get_text().rstrip("#").strip() for heading in soup_of(SITE / "book/api.html").select("article h3")}
     checked_with = {module for module in modules if module.startswith("checks.chapter_")}  # what they try is no interface
     assert modules - headings == checked_with
