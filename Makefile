@@ -11,8 +11,8 @@ BUILT := _build/.built
 
 BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
 PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
-IN_BROWSER := tests/book/test_browser.py tests/widgets/test_calculator.py tests/widgets/test_drawn.py tests/widgets/test_jupyterlab.py \
-    tests/widgets/test_page.py
+IN_BROWSER := tests/book/test_browser.py $(filter-out tests/widgets/test_classes.py tests/widgets/test_colab.py, \
+    $(wildcard tests/widgets/test_*.py))
 
 # Kernels come from .venv, and whatever IPython, Jupyter and matplotlib write for themselves stays in it.
 export JUPYTER_PREFER_ENV_PATH := 1

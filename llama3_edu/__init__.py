@@ -20,6 +20,7 @@ from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, s
 from llama3_edu.config import LlamaConfig, RopeScaling
 from llama3_edu.engine import Engine, Sequence
 from llama3_edu.frames import shape_frames
+from llama3_edu.frames_bugs import bug_frames
 from llama3_edu.frames_mask import mask_frames, perturbation_frames
 from llama3_edu.generate import generate, stream
 from llama3_edu.hardware import default_device
@@ -28,6 +29,7 @@ from llama3_edu.memory_recorder import MemoryRecorder
 from llama3_edu.memory_use import MemoryReading, MemorySample, memory_frames, read_memory
 from llama3_edu.model import Attention, Block, FeedForward, Llama, RMSNorm
 from llama3_edu.positions import PAD, causal_mask, left_pad, right_pad
+from llama3_edu.quantisation_frames import quantisation_frames
 from llama3_edu.roofline import MACHINES, Cost, Machine, forward_cost, measure_machine
 from llama3_edu.roofline_frames import MeasuredPass, roofline_frames, roofline_words
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate

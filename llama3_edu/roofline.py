@@ -13,7 +13,6 @@ Source of the model: Williams, Waterman and Patterson, "Roofline: an insightful 
 architectures", Communications of the ACM 52(4), 2009.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,15 +176,16 @@ def measure_machine(
     """Measure the machine this runs on: how fast its memory moves bytes and how fast it multiplies matrices.
 
     Memory: a large buffer is copied to another, which moves it twice, and summed up, which reads it once; the faster of the two
-    counts. Computing: two square matrices are multiplied. Each is run once to warm up; the median of `repeats` runs counts. What
-    is measured is what torch reaches with the threads it has; other libraries may get closer to what the hardware can do.
+    counts. Computing: two square matrices are multiplied. Each is run once to warm up; the fastest of `repeats` runs counts: a roof is
+    what the machine can do, and whatever else it does meanwhile only takes from that. What is measured is what torch reaches with
+    the threads it has; other libraries may get closer to what the hardware can do.
 
     Args:
         device: what to measure.
         dtype: of the matrices; float32 on a processor, 16 bits on a GPU, where it is left out.
         nbytes: size of the buffer. It has to be much larger than the caches of the processor.
         size: rows and columns of the matrices.
-        repeats: runs to take the median of.
+        repeats: runs to take the fastest of.
     """
     device = torch.device(device)
     on_cpu = device.type == "cpu"
@@ -193,10 +193,10 @@ def measure_machine(
     size = size or (1536 if on_cpu else 8192)
     source = torch.ones(nbytes // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    copying = _median_seconds(lambda: target.copy_(source), device, repeats)
-    summing = _median_seconds(source.sum, device, repeats)
+    copying = _least_seconds(lambda: target.copy_(source), device, repeats)
+    summing = _least_seconds(source.sum, device, repeats)
     left, right = torch.ones(2, size, size, dtype=dtype or _matrix_dtype(device), device=device)
-    multiplying = _median_seconds(lambda: left @ right, device, repeats)
+    multiplying = _least_seconds(lambda: left @ right, device, repeats)
     return Machine(
         name=describe(device),
         flops_per_second=round(2 * size**3 / multiplying),
@@ -224,8 +224,8 @@ def _memory_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().total
 
 
-def _median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Run once to warm up, then return the median time of `repeats` runs, each waited for."""
+def _least_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Run once to warm up, then return the time of the fastest of `repeats` runs, each waited for."""
 
     def timed() -> float:
         start = time.perf_counter()
@@ -235,7 +235,7 @@ def _median_seconds(work: Callable[[], object], device: torch.device, repeats: i
         return time.perf_counter() - start
 
     timed()
-    return statistics.median(timed() for _ in range(repeats))
+    return min(timed() for _ in range(repeats))
 
 
 def _check(least: int, **values: int) -> None:

@@ -23,7 +23,7 @@ LEVELS = (
     ),
     ("model", "checkpoint"),
     (
-        "generate", "probe", "frames", "frames_mask", "beam",
+        "generate", "probe", "frames", "frames_mask", "quantisation_frames", "beam", "bugs", "frames_bugs",
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),
     (
@@ -32,7 +32,8 @@ LEVELS = (
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
         "widgets.head_groups", "widgets.memory_calculator", "widgets.memory_monitor", "widgets.roofline",
         "widgets.beam_tree", "widgets.scheduler_timeline",
-        "widgets.block_stepper", "widgets.prefix_tree",
+        "widgets.block_stepper", "widgets.prefix_tree", "widgets.quantisation_error",
+        "widgets.bug_hunt",
         "widgets",
     ),
     ("checks.compare", "checks.runaway", "checks.exercise", *(f"checks.chapter_{chapter:02d}" for chapter in range(15)), "checks.runner", "checks"),

@@ -11,7 +11,7 @@ from ipywidgets.embed import embed_data
 from long_pool import long_life
 
 import llama3_edu as le
-from llama3_edu import widgets
+from llama3_edu import bugs, widgets
 from llama3_edu.memory_use import split, stored_bytes
 from llama3_edu.trace import Frames
 
@@ -62,6 +62,12 @@ def growth_frames(prompt_len: int = 4, max_new_tokens: int = 8, slots: int = 16)
     return le.growth_frames({"growing": growing, "contiguous": contiguous}, config=CONFIG, tokens=tokens, tokenizer=Words())
 
 
+def bug_frames() -> Frames:
+    tokens = torch.stack((torch.arange(16), torch.arange(16)))
+    tokens[1, 7:] += 16
+    return le.bug_frames(small_model(), bugs.Trial(tokens, cuts=(5, 8, *range(9, 16)), swap_at=11))
+
+
 def shape_frames(length: int = 8) -> Frames:
     return le.shape_frames(small_model(), text(length), tokenizer=Words())
 
@@ -109,6 +115,12 @@ def engine_trace(
 
 def schedule_frames() -> Frames:
     return le.schedule_frames({"static": engine_trace(continuous=False, num_blocks=40), "continuous": engine_trace()})
+def quantisation_frames(length: int = 16) -> Frames:
+    return le.quantisation_frames(
+        small_model(), text(length), layer=1, head=1, bits=(4, 2), group_sizes=(16, 4), tokenizer=Words()
+    )
+
+
 def served() -> tuple[le.Trace, dict[int, list[int]], le.BlockPool]:
     """An engine with little room: prompts that begin alike, a fork that is copied on write, preemption and eviction."""
     trace = le.Trace()
@@ -144,6 +156,7 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.RecomputeTriangle: recompute_frames,
     widgets.CausalMask: perturbation_frames,
     widgets.CacheGrowth: growth_frames,
+    widgets.BugHunt: bug_frames,
     widgets.DecoderShapes: shape_frames,
     widgets.HeadGroups: lambda: le.head_group_frames(CONFIG),
     widgets.MemoryCalculator: le.calculator_frames,
@@ -151,6 +164,7 @@ MAKERS: dict[type[widgets.FrameWidget], Callable[[], Frames]] = {
     widgets.Roofline: le.roofline_frames,
     widgets.BeamTree: beam_frames,
     widgets.SchedulerTimeline: schedule_frames,
+    widgets.QuantisationError: quantisation_frames,
     widgets.BlockStepper: block_frames,
     widgets.PrefixTree: prefix_frames,
 }

@@ -27,6 +27,9 @@ AT_LEAST = {
     "book/01_naive_generation": "recompute-triangle",
     "book/02_what_can_be_kept": "causal-mask",
     "book/03_build_the_cache": "cache-growth",
+    "book/04_masks_and_chunks": "causal-mask",
+    "book/05_bug_hunt": "bug-hunt",
+    "book/06_gqa": "head-groups",
 }
 """What these chapters must show, whatever else they come to show."""
 

@@ -41,9 +41,9 @@ def test_every_widget_is_in_the_gallery_once():
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_two_sentences_say_what_a_widget_shows(name: str):
+def test_a_few_sentences_say_what_a_widget_shows(name: str):
     words = re.sub(r"\(.*?\)|```.*", "", section_of(name).partition("\n")[2].strip().split("\n\n")[0])
-    assert len(re.findall(r"[.?](?:\s|$)", words)) == 2, words
+    assert len(re.findall(r"[.?](?:\s|$)", words)) in (2, 3), words
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -27,6 +27,9 @@ BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("causal-mask", ("tokens",), ["a"] * 65, r"frames\['tokens'\] should have at most 64 items; it has 65"),
     ("cache-growth", ("steps", 4, "stored"), [1], r"frames\['steps'\]\[4\]\['stored'\] should have 3 items; it has 1"),
     ("cache-growth", ("caches", 0), "growing", r"frames\['caches'\]\[0\] should be a dictionary; it is 'growing'"),
+    ("bug-hunt", ("steps", 2, "answer"), 7, r"frames\['steps'\]\[2\]\['answer'\] should be below 7; it is 7"),
+    ("bug-hunt", ("steps", 1, "keys", 0), "012", r"\['keys'\]\[0\] should be 16 characters 0 or 1; it is '012'"),
+    ("bug-hunt", ("steps", 0, "replies"), ["No."], r"frames\['steps'\]\[0\]\['replies'\] should have 7 items; it has 1"),
     ("decoder-shapes", ("steps", 0, "shape"), [], r"frames\['steps'\]\[0\]\['shape'\] should have at least 1 items"),
     ("head-groups", ("steps", 1, "groups", 3), 4, r"frames\['steps'\]\[1\]\['groups'\]\[3\] should be below 4; it is 4"),
     ("head-groups", ("n_heads",), 3, r"frames\['steps'\]\[0\]\['groups'\] should have 3 items; it has 4"),
@@ -90,6 +93,9 @@ BAD: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("prefix-tree", ("nodes", 0, "tokens"), ["a"], r"frames\['nodes'\]\[0\]\['tokens'\] should have 4 items; it has 1"),
     ("prefix-tree", ("steps", 3, "changes", "added"), [99], r"\['changes'\]\['added'\]\[0\] should be below \d+; it is 99"),
     ("prefix-tree", ("steps", 1, "prompt"), {"name": 0}, r"\['prompt'\] should have a field 'num_cached'; it has 'name'"),
+    ("quantisation-error", ("steps", 3, "errors", 2), [1], r"\['steps'\]\[3\]\['errors'\]\[2\] should have 16 items; it has 1"),
+    ("quantisation-error", ("steps", 0, "worst", "channel"), 16, r"\['worst'\]\['channel'\] should be below 16; it is 16"),
+    ("quantisation-error", ("keys", 0, 1), float("inf"), r"frames\['keys'\]\[0\]\[1\] should be a finite number; it is inf"),
     ("decoder-shapes", ("next", 0, "percent"), float("nan"), r"frames\['next'\]\[0\]\['percent'\] should be a finite number"),
 ]
 

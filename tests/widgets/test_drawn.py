@@ -327,6 +327,53 @@ def check_moments(panel: Locator, run: dict, through: int) -> None:
         expected |= {(kind, request, step) for kind in ("forked", "preempted") for request, _ in own[kind]}
         expected |= {("finished", request, step) for request in own["finished"]}
     assert moments == expected
+def check_bugs(widget: Locator, frames: Frames, step: int) -> None:
+    own = frames["steps"][step]
+    drawn = "nodes => nodes.map(node => [Number(node.dataset.error), node.dataset.state, node.lastChild.getBBox().y])"
+    errors = widget.locator(".le-error").evaluate_all(drawn)
+    assert [error for error, _, _ in errors] == own["errors"]
+    assert [state for _, state, _ in errors] == [("right", "wrong")[error > frames["rounding"]] for error in own["errors"]]
+    higher = sorted((error, -y) for error, state, y in errors if state == "wrong")
+    assert [y for _, y in higher] == sorted(y for _, y in higher), "a larger error stands higher"
+    keys = state_map(widget, ".le-key-check", "layer", "slot")
+    for layer, flags in enumerate(own["keys"]):
+        assert [keys[str(layer), str(slot)] for slot in range(len(flags))] == [("right", "wrong")[int(flag)] for flag in flags]
+    books = widget.locator(".le-book").evaluate_all("nodes => nodes.map(node => [node.dataset.state, node.textContent])")
+    seq_len, memory = frames["seq_len"], f"{own['nbytes']:,} bytes reported, {own['allocated']:,} taken"
+    for book, equal, words in (
+        (books[0], own["surplus"] == 0, f"{seq_len + own['surplus']} keys, {seq_len} tokens"),
+        (books[1], own["nbytes"] == own["allocated"], memory),
+    ):
+        assert book == (["right", f"={words}"] if equal else ["wrong", f"≠{words}"])
+    assert widget.locator("button.le-suspect span:last-child").all_inner_texts() == frames["names"]
+    assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}, "nothing is given away"
+def check_quantisation(widget: Locator, frames: Frames, step: int) -> None:
+    own = frames["steps"][step]
+    script = "nodes => nodes.map(({ dataset, width, height }) => [dataset.error, width.baseVal.value, height.baseVal.value].map(Number))"
+    drawn = widget.locator(".le-matrix .le-quant-error").evaluate_all(script)
+    errors = [error for row in own["errors"] for error in row]
+    assert [error for error, _, _ in drawn] == errors
+    full = max(width for _, width, _ in drawn) / (own["worst"]["error"] / frames["largest"]) ** 0.5
+    areas = [(width / full, height / full) for _, width, height in drawn]
+    assert areas == [(pytest.approx((abs(error) / frames["largest"]) ** 0.5, abs=1e-3),) * 2 for error in errors]
+    lines = widget.locator(".le-quant-groups").get_attribute("d")
+    across, down = len(frames["tokens"]), frames["num_channels"]
+    bands = (across // own["group_size"], down) if own["axis"] == "channel" else (across, down // own["group_size"])
+    assert (lines.count("H") - 1, lines.count("V") - 1) == bands
+    for fact, value in (("worst", f"{own['worst']['error'] / 1000:.3f}"), ("mean", own["mean"]), ("bits", own["effective_bits"])):
+        assert float(widget.locator(f'[data-fact="{fact}"]').inner_text()) == float(value)
+    for field in ("tensor", "bits", "group_size"):
+        assert widget.locator(f'[data-field="{field}"] input:checked + span').inner_text() == str(own[field])
+    assert widget.locator('[data-field="axis"] input:checked + span').inner_text() == f"one {own['axis']}"
+    check_looked_at(widget, own, frames[own["tensor"]], own["worst"]["token"], own["worst"]["channel"])
+
+
+def check_looked_at(widget: Locator, own: Frames, numbers: list[list[int]], token: int, channel: int) -> None:
+    """One number is told as it was, as it became, and by how much it is off."""
+    before, error = numbers[token][channel], own["errors"][token][channel]
+    told = widget.locator(".le-looked").inner_text().replace("\N{MINUS SIGN}", "-")
+    assert f"Token {token}, " in told and f"channel {channel}\n" in told
+    assert f"{before / 1000:.3f} becomes {(before + error) / 1000:.3f}: off by {abs(error) / 1000:.3f}." in told
 
 
 def line_ends(widget: Locator, selector: str) -> tuple[float, float]:
@@ -359,6 +406,7 @@ CHECKS = {
     widgets.RecomputeTriangle: check_recompute,
     widgets.CausalMask: check_mask,
     widgets.CacheGrowth: check_growth,
+    widgets.BugHunt: check_bugs,
     widgets.DecoderShapes: check_shapes,
     widgets.HeadGroups: check_groups,
     widgets.MemoryMonitor: check_memory,
@@ -366,6 +414,7 @@ CHECKS = {
     widgets.SchedulerTimeline: check_timeline,
     widgets.BlockStepper: check_blocks,
     widgets.PrefixTree: check_tree,
+    widgets.QuantisationError: check_quantisation,
 }
 
 
@@ -705,6 +754,49 @@ def test_sixty_four_requests_over_hundreds_of_steps_stay_readable(width: int, br
                 apart = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
                 assert apart or one["y"] + one["height"] <= other["y"] + 4 or other["y"] + other["height"] <= one["y"] + 4
             assert widget.locator(".le-schedule *").count() < 6_000
+@pytest.mark.parametrize("how", ["mouse", "keyboard", "touch"])
+def test_a_name_is_judged_at_once_and_each_case_keeps_its_verdict(how: str, browser: Browser, tmp_path: Path):
+    frames = FRAMES[widgets.BugHunt]
+    answer, replies = frames["steps"][1]["answer"], frames["steps"][1]["replies"]
+    other = (answer + 1) % len(frames["names"])
+    with quiet_page(browser, **(PHONE if how == "touch" else {})) as page:
+        widget = show(page, tmp_path, widgets.BugHunt(frames=frames, step=1))
+        names, reply = widget.locator("button.le-suspect"), widget.locator(".le-reply")
+        method, arguments = {"mouse": ("click", ()), "touch": ("tap", ()), "keyboard": ("press", ("Enter",))}[how]
+        assert names.nth(other).bounding_box()["height"] >= (44 if how == "touch" else 30)
+        height = widget.bounding_box()["height"]
+        for index, verdict in ((other, "wrong"), (answer, "right")):
+            getattr(names.nth(index), method)(*arguments)
+            assert reply.inner_text() == replies[index]
+            assert names.nth(index).get_attribute("data-state") == verdict
+            assert names.nth(index).get_attribute("aria-description") == verdict
+        assert widget.bounding_box()["height"] == height, "nothing moves"
+        assert step_of(widget) == 1
+        press(widget, "forward")
+        assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}
+        press(widget, "back")
+        assert states(widget, "button.le-suspect") == {"untried": len(frames["names"]) - 2, "right": 1, "wrong": 1}
+        assert reply.inner_text() == replies[answer]
+def test_a_rounded_number_is_told_by_pointer_and_by_key_and_choices_lead_to_their_step(browser: Browser, tmp_path: Path):
+    frames = FRAMES[widgets.QuantisationError]
+    with quiet_page(browser) as page:
+        widget = show(page, tmp_path, widgets.QuantisationError(frames=frames))
+        matrix, numbers = widget.locator(".le-matrix"), frames["keys"]
+        matrix.focus()
+        cell = widget.locator(".le-cursor").evaluate("node => node.width.baseVal.value")
+        first = widget.locator(".le-quant-groups").get_attribute("d")[1:].split("H")[0].split()
+        x, y = (float(at) + cell * (index + 0.5) for at, index in zip(first, (5, 3)))
+        matrix.locator("svg").hover(position={"x": x, "y": y})
+        check_looked_at(widget, frames["steps"][0], numbers, 3, 5)
+        matrix.press("ArrowDown")
+        matrix.press("ArrowLeft")
+        check_looked_at(widget, frames["steps"][0], numbers, 4, 4)
+        assert step_of(widget) == 0, "arrows inside the matrix do not step"
+        for choice in ("values", "one token", "2", "4"):
+            field = {"values": "tensor", "one token": "axis", "2": "bits", "4": "group_size"}[choice]
+            widget.locator(f'[data-field="{field}"] label').filter(has_text=choice).click()
+        own = frames["steps"][step_of(widget)]
+        assert (own["tensor"], own["axis"], own["bits"], own["group_size"]) == ("values", "token", 2, 4)
 
 
 def test_widgets_on_one_page_do_not_disturb_each_other(browser: Browser, tmp_path: Path):

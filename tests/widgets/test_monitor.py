@@ -314,17 +314,6 @@ def test_allocator_card_and_capacity_are_drawn_with_words(browser: Browser, tmp_
         assert int(widget.locator(".le-peak").get_attribute("data-step")) == 2
 
 
-def test_ten_thousand_frames_can_be_stepped_through(browser: Browser, tmp_path: Path):
-    samples = [MemorySample(seconds=index / 8, weights=GIB, kv=index * 1000, rest=GIB * (index % 3)) for index in range(10_000)]
-    frames = le.memory_frames(samples)
-    with quiet_page(browser) as page:
-        widget = show(page, tmp_path, MemoryMonitor(frames=frames))
-        for key, step in (("ArrowRight", 1), ("End", 9_999), ("ArrowLeft", 9_998)):
-            widget.press(key)
-            assert step_of(widget) == step
-        assert widget.locator(".le-summary").inner_text() == frames["steps"][9_998]["summary"]
-
-
 def test_the_end_of_a_cell_is_listened_for_while_recording_and_no_longer(monkeypatch: pytest.MonkeyPatch):
     events = EventManager(None, {"post_run_cell": lambda result: None})
     shell = SimpleNamespace(kernel=None, events=events)

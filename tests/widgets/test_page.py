@@ -184,6 +184,7 @@ def test_states_written_small_draw_the_same(browser: Browser, tmp_path: Path):
     shown = [cls(frames=FRAMES[cls]) for cls in MAKERS]
     whole = page_of(*shown)
     small = widget_states.smaller_page(whole)
+    assert widget_states.smaller_page(small) == small, "written small twice is written small once"
     assert widget_states.smaller_page("<p>no widgets</p>") == "<p>no widgets</p>"
     assert small.count("function frameWidget(") == 1, "what all share is written once"
     assert small.count("export default { render") == len(shown), "of all widgets of the kernel those of the page alone"
