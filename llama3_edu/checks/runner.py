@@ -124,6 +124,6 @@ def raised(error: BaseException, solution: Any) -> str:
     """Say which error an answer raised, and in which of its lines."""
     message = " ".join(str(error).split())
     said = f"it raised {type(error).__name__}" + (f": {message[:160]}" if message else "")
-    code = getattr(solution, "__code__", None)
+    code = getattr(solution, "__code__", None) or getattr(getattr(solution, "__init__", None), "__code__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if code and frame.filename == code.co_filename]
     return f"{said}, in line {lines[-1]} of its cell" if lines else said

@@ -93,6 +93,19 @@ def test_an_error_is_told_with_its_line():
         check("repeat_kv", answer)
 
 
+def test_an_error_in_a_class_is_told_with_its_line():
+    class FreeList:
+        def __init__(self, num_blocks):
+            self.num_free = num_blocks
+
+        def allocate(self, count):
+            return {}[count]
+
+    line = FreeList.allocate.__code__.co_firstlineno + 1
+    with pytest.raises(CheckFailed, match=f"raised KeyError: .*, in line {line} of its cell"):
+        check("FreeList", FreeList)
+
+
 def test_even_an_exit_is_told():
     with pytest.raises(CheckFailed, match="raised SystemExit"):
         check("repeat_kv", lambda x, n_rep: sys.exit(3))
