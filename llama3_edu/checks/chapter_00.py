@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llama3_edu.checks.exercise import Case, Exercise, Suspect
+from llama3_edu.checks.exercise import Case, Exercise, Solution, Suspect, Wrong, by_value
 from llama3_edu.checks.material import TOLERANCES, kinds
 from llama3_edu.config import PRESETS, LlamaConfig
 from llama3_edu.memory import parameter_count
+from llama3_edu.model import Llama
 from llama3_edu.rope import rope_angles
 from llama3_edu.rope import rotate as turned_by
 
@@ -37,10 +38,10 @@ def rms_norm_cases(generator: torch.Generator) -> Iterator[Case]:
     for shape in ((1, 1, 4), (2, 3, 4), (2, 5, 64)):
         for dtype, device in kinds(*FLOATS):
             # Large numbers: their squares are beyond what float16 can hold.
-            x = (torch.randn(shape, generator=generator).double() + 2).mul(100).to(device, dtype)
-            weight = (1 + torch.rand(shape[-1], generator=generator)).to(device, dtype)
+            x = (torch.randn(shape, generator=generator) + 2).mul(100).to(dtype).to(device)
+            weight = (1 + torch.rand(shape[-1], generator=generator)).to(dtype).to(device)
             wide, wide_weight = x.cpu().double(), weight.cpu().double()
-            wanted = (wide_weight * wide / rms(wide, 1e-5)).to(device, dtype)
+            wanted = (wide_weight * wide / rms(wide, 1e-5)).to(dtype).to(device)
             says = f"x of shape {list(shape)} in {dtype} on {device}, numbers in the hundreds"
             # Loose in float64 too: to compute in float32 throughout is what Meta's own code does.
             yield Case(says, (x, weight, 1e-5), wanted, tolerance=max(1e-5, TOLERANCES[dtype]))
@@ -112,8 +113,8 @@ def rotate_cases(generator: torch.Generator) -> Iterator[Case]:
         for dtype, device in kinds(*FLOATS):
             positions = (257 + torch.randint(500, (batch, new_len), generator=generator)).to(device)
             frequencies = (500_000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)).to(device)
-            x = torch.randn(shape, generator=generator).to(device, dtype)
-            wanted = turned(x.double().cpu(), positions.cpu(), frequencies.cpu()).to(device, dtype)
+            x = torch.randn(shape, generator=generator).to(dtype).to(device)
+            wanted = turned(x.cpu().double(), positions.cpu(), frequencies.cpu()).to(dtype).to(device)
             says = f"x of shape {list(shape)} in {dtype} on {device}, positions {positions[0].tolist()} in row 0"
             yield Case(says, (x, positions, frequencies), wanted, tolerance=max(1e-3, TOLERANCES[dtype]))
 
@@ -188,8 +189,8 @@ def swiglu_cases(generator: torch.Generator) -> Iterator[Case]:
     for batch, new_len, dim, hidden_dim in ((1, 1, 2, 2), (1, 2, 2, 2), (1, 3, 4, 8), (2, 5, 16, 40)):
         for dtype, device in kinds(torch.float64, torch.float32, torch.bfloat16):
             shapes = (batch, new_len, dim), (hidden_dim, dim), (dim, hidden_dim), (hidden_dim, dim)
-            given = tuple(torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
-            wanted = swiglu(*(tensor.cpu().double() for tensor in given)).to(device, dtype)
+            given = tuple(torch.randn(shape, generator=generator).to(dtype).to(device) for shape in shapes)
+            wanted = swiglu(*(tensor.cpu().double() for tensor in given)).to(dtype).to(device)
             says = f"x of shape {list(shapes[0])} in {dtype} on {device}, hidden_dim = {hidden_dim}"
             yield Case(says, given, wanted, tolerance=TOLERANCES[dtype])
 
@@ -267,8 +268,18 @@ def in_words(config: LlamaConfig) -> str:
     return "the shape " + ", ".join(f"{name}={getattr(config, name)}" for name in names)
 
 
-def table(config: LlamaConfig) -> int:
-    return config.vocab_size * config.dim
+def judge_count(exercise: Exercise, solution: Solution, case: Case) -> None:
+    """No model may be built: the largest of these would take the memory of the whole machine."""
+    build = Llama.__init__
+
+    def refuse(model: Llama, *args: object, **kwargs: object) -> None:
+        raise Wrong("it built a model to count", hint="The last of these shapes has 405 billion parameters. Calculate.")
+
+    Llama.__init__ = refuse
+    try:
+        by_value(exercise, solution, case)
+    finally:
+        Llama.__init__ = build
 
 
 COUNT_PARAMETERS = Exercise(
@@ -278,7 +289,8 @@ COUNT_PARAMETERS = Exercise(
     stars=2,
     minutes=15,
     cases=count_cases,
-    look="Build le.Llama(config) for that shape and list the sizes of its named_parameters().",
+    look="In a cell of its own, build le.Llama(config) for that shape and list the shapes of its named_parameters().",
+    judge=judge_count,
     suspects=(
         Suspect(
             "That gives keys and values as many heads as queries. They have n_kv_heads.",

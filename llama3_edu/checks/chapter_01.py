@@ -141,7 +141,7 @@ def write_greedily_cases(generator: torch.Generator) -> Iterator[Case]:
         says = f"tokens {tokens.tolist()}, max_new_tokens = {max_new_tokens}"
         yield Case(says, (model, tokens, max_new_tokens), wanted)
     for device in devices()[1:]:
-        model = random_llama(generator).to(device, torch.float32)
+        model = random_llama(generator).to(torch.float32).to(device)
         tokens = random_tokens(generator, 1, 4).to(device)
         yield Case(f"a prompt of 4 tokens on {device}", (model, tokens, 3), generate(model, tokens, max_new_tokens=3))
 

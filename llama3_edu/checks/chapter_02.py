@@ -96,7 +96,7 @@ def change_cases(generator: torch.Generator) -> Iterator[Case]:
     yield telling_case(generator, "wv", "values")
     yield change_case(generator, "a Llama without a mask", random_llama(generator, n_layers=3, kind=Maskless), 2, 5, 4)
     for device in devices()[1:]:
-        leaky = leaking_llama(generator, "wv").to(device, torch.float32)
+        leaky = leaking_llama(generator, "wv").to(torch.float32).to(device)
         yield change_case(generator, f"a leaking Llama on {device}", leaky, 2, 5, 3, tolerance=1e-3)
 
 
@@ -196,7 +196,7 @@ def move_keys_cases(generator: torch.Generator) -> Iterator[Case]:
         for dtype, device in kinds(torch.float64, torch.float32):
             old, new = torch.randint(200, (2, batch, kv_len), generator=generator).to(device)
             frequencies = (500_000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)).to(device)
-            k = torch.randn(batch, kv_len, n_kv_heads, head_dim, generator=generator).to(device, dtype)
+            k = torch.randn(batch, kv_len, n_kv_heads, head_dim, generator=generator).to(dtype).to(device)
             args = turned(k, old, frequencies), old, new, frequencies
             says = f"k of shape {list(k.shape)} in {dtype} on {device}, row 0 moves from {old[0].tolist()} to {new[0].tolist()}"
             yield Case(says, args, turned(k, new, frequencies), tolerance=max(1e-3, TOLERANCES[dtype]))

@@ -115,16 +115,16 @@ def attend_cases(generator: torch.Generator) -> Iterator[Case]:
     sizes = [(1, 1, 1, 1, 1, 1), (1, 2, 2, 1, 1, 4), (1, 1, 3, 4, 2, 4), (2, 3, 5, 6, 2, 8)]
     for batch, new_len, kv_len, n_heads, n_kv_heads, head_dim in sizes:
         for dtype, device in kinds(torch.float64, torch.float32, torch.bfloat16):
-            q = torch.randn(batch, new_len, n_heads, head_dim, generator=generator).to(device, dtype)
-            k, v = torch.randn(2, batch, kv_len, n_kv_heads, head_dim, generator=generator).to(device, dtype)
+            q = torch.randn(batch, new_len, n_heads, head_dim, generator=generator).to(dtype).to(device)
+            k, v = torch.randn(2, batch, kv_len, n_kv_heads, head_dim, generator=generator).to(dtype).to(device)
             for masked in (False, True) if new_len > 1 else (False,):
                 positions = torch.arange(kv_len - new_len, kv_len, device=device).expand(batch, -1)
                 mask = causal_mask(positions, torch.arange(kv_len, device=device).expand(batch, -1)) if masked else None
-                wide = package_attend(q.double().cpu(), k.double().cpu(), v.double().cpu(), mask.cpu() if masked else None)
+                wide = package_attend(q.cpu().double(), k.cpu().double(), v.cpu().double(), mask.cpu() if masked else None)
                 says = (
                     f"q of shape {list(q.shape)}, k and v {list(k.shape)} in {dtype} on {device}, {'a' if masked else 'no'} mask"
                 )
-                yield Case(says, (q, k, v, mask), wide.to(device, dtype), tolerance=TOLERANCES[dtype])
+                yield Case(says, (q, k, v, mask), wide.to(dtype).to(device), tolerance=TOLERANCES[dtype])
 
 
 def attended(

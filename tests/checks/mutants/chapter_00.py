@@ -126,6 +126,10 @@ MUTANTS = {
         "no wo": (count(wide="1"), "as large as wq"),
         "biases as well": (count(norms="4"), "named_parameters"),
         "in floats": (count() + "count = count_parameters\ncount_parameters = lambda c: count(c) / 1", "(float) came"),
+        "builds it": (
+            "def count_parameters(c):\n    return sum(w.numel() for w in le.Llama(c).parameters())\n",
+            "405 billion",
+        ),
         "8B by heart": ("def count_parameters(c):\n    return 8_030_261_248\n", "8030261248 came"),
     },
 }
