@@ -50,7 +50,8 @@ def random_llama(
 ) -> Llama:
     """Return an untrained Llama of a few thousand weights, in which the past counts as the newest token does."""
     config = LlamaConfig(dim=16, n_layers=n_layers, n_heads=4, n_kv_heads=2, hidden_dim=24, vocab_size=vocab_size)
-    model = kind(config).to(dtype).requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # modules draw their first weights from randomness that is not ours
+        model = kind(config).to(dtype).requires_grad_(False)
     for weight in model.parameters():
         if weight.dim() == 2:
             width = weight.shape[1] ** 0.5
