@@ -98,7 +98,7 @@ def pieces_cases(generator: torch.Generator):
             tokens = torch.stack(rows).to(device)
             with torch.inference_mode():
                 wanted = model.next_logits(tokens)
-            says = f"{batch} row{'s' * (batch > 1)} of {length} tokens, {held} of them in the cache, room = {room}, {dtype} on {device}"
+            says = f"{batch} row{'s' * (batch > 1)} of {length} token{'s' * (length > 1)}, {held} of them in the cache, room = {room}, {dtype} on {device}"
             yield Case(says, (model, held, tokens, room), wanted.clone(), tolerance=TOLERANCES[dtype])
 
 
@@ -169,7 +169,7 @@ def attend_cases(generator: torch.Generator):
     for new_len, kv_len in ((3, 3), (1, 3), (2, 4), (3, 4)):
         q, k = torch.zeros(1, new_len, 1, 2), torch.zeros(1, kv_len, 1, 2)
         v = counting_up(1, kv_len, 1, 1).expand(-1, -1, -1, 2).clone()
-        says = f"{new_len} queries and {kv_len} keys of zeros, values 1 to {kv_len}"
+        says = f"{new_len} quer{'ies' if new_len > 1 else 'y'} and {kv_len} keys of zeros, values 1 to {kv_len}"
         yield Case(says, (q, k, v), seen(q, k, v), tolerance=TOLERANCES[torch.float32])
     for dtype, device in kinds(torch.float64, torch.float32, torch.bfloat16):
         for batch, new_len, kv_len, n_heads, n_kv_heads in ((1, 1, 1, 1, 1), (1, 2, 5, 2, 2), (2, 3, 7, 4, 2), (2, 1, 8, 8, 2)):

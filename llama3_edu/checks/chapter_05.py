@@ -242,7 +242,7 @@ def verdict_cases(generator: torch.Generator):
 def judge_verdict(exercise: Exercise, solution: Solution, case: Case) -> None:
     """Ask whether a cache is right."""
     came = solution(*case.args)
-    if isinstance(came, Tensor) and came.numel() == 1:
+    if getattr(came, "ndim", None) == 0:  # a truth of torch or NumPy
         came = came.item()
     if not isinstance(came, bool):
         raise Wrong(f"it returned {shown(came)}", hint="The answer should be True or False.")

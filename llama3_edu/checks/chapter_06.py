@@ -123,7 +123,7 @@ GROUPED_ATTEND = Exercise(
     stars=2,
     minutes=20,
     cases=grouped_cases,
-    look="Query heads g · n_rep to g · n_rep + n_rep - 1 read KV head g.",
+    look="Go through it: which KV head each query head reads, the scale, the mask, softmax over the keys, the order of the heads.",
     judge=judge_grouped,
     suspects=(
         Suspect(

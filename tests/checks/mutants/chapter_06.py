@@ -73,8 +73,8 @@ MUTANTS = {
             changed("grouped_attend", ("out.flatten(2, 3)", "out.transpose(2, 3).flatten(2, 3)")),
             "their order is not",
         ),
-        "the mask inverted": (changed("grouped_attend", ("~mask", "mask")), "came, wanted is"),
-        "softmax over queries": (changed("grouped_attend", ("softmax(dim=-1)", "softmax(dim=-2)")), "came, wanted is"),
+        "the mask inverted": (changed("grouped_attend", ("~mask", "mask")), "nan came"),
+        "softmax over queries": (changed("grouped_attend", ("softmax(dim=-1)", "softmax(dim=-2)")), "softmax over the keys"),
         "groups not joined": (changed("grouped_attend", ("out.flatten(2, 3)", "out")), "a tensor of shape [1, 1, 1, 2, 2] came"),
     },
     "mean_pool": {
