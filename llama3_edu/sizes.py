@@ -24,8 +24,8 @@ class Card:
 
 
 # The labels are those of the maker's data sheets (nvidia.com: T4, GeForce RTX 4090, A100, H100 SXM, H200). A label says GB and
-# means 2^30 bytes: to CUDA, an RTX 4090 has 24,564 MiB and an A100 of 80 GB has 85,198,045,184 bytes, both more than the label
-# times 10^9. What the card or the driver keeps for itself is not taken off here.
+# means 2^30 bytes: `nvidia-smi` shows 24,564 MiB on an RTX 4090, and to CUDA an A100 of 80 GB has 85,198,045,184 bytes, both more
+# than the label times 10^9. What the card or the driver keeps for itself is not taken off here.
 CARDS = tuple(
     Card(f"{name} {size} GB", size * 2**30)
     for name, size in (("T4", 16), ("RTX 4090", 24), ("A100", 40), ("A100", 80), ("H100", 80), ("H200", 141))
