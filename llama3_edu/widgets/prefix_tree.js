@@ -49,7 +49,7 @@ function prefixTree(frames, { redraw }) {
   function holdersInWords(block) {
     const names = pool.names(block);
     const others = pool.holders(block);
-    return names.length === others && others < 4 ? `held by ${names.join(", ")}` : `${plural(others, "holder")}`;
+    return names.length === others && others < 4 ? `${holder}${others === 1 ? "" : "s"} ${names.join(", ")}` : `${plural(others, "holder")}`;
   }
 
   function describe(known) {
