@@ -1,4 +1,4 @@
-"""Right answers that are written otherwise than the solution pass as well: a check tells wrong from right, not from other."""
+"""An answer may be right in many ways: no check prefers the one in the notebook."""
 
 import importlib
 from pathlib import Path
@@ -10,11 +10,12 @@ from llama3_edu.checks import check
 
 MODULES = sorted((Path(__file__).parent / "variants").glob("chapter_*.py"))
 VARIANTS = [
-    pytest.param(name, code, id=f"{name}-{index}")
+    pytest.param(name, code, id=f"{name}-{number}")
     for path in MODULES
     for name, codes in importlib.import_module(f"variants.{path.stem}").VARIANTS.items()
-    for index, code in enumerate(codes)
+    for number, code in enumerate(codes)
 ]
+"""Right answers: the exercise and the code."""
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
