@@ -161,3 +161,9 @@ def test_the_reference_has_every_module() -> None:
     headings = {heading.get_text().rstrip("#").strip() for heading in soup_of(SITE / "book/api.html").select("article h3")}
     of_exercises = {module for module in modules if re.fullmatch(r"checks\.(chapter_\d\d|hidden_bugs)", module)}
     assert modules - headings == of_exercises, "what the exercises try is nobody's interface, and no learner's business"
+
+
+def test_the_address_to_cite_is_that_of_the_repository() -> None:
+    url = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
+    page = (ROOT / "book" / "about.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"https://github\.com/[\w./-]+\w", page)) == {url}
