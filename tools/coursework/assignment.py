@@ -17,6 +17,7 @@ __all__ = ["Check", "Task", "Assignment", "assignments", "find_assignment", "has
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book" / "exercises"
 SETUP_TAG = "colab-setup"
+TAKEN = {"student", "file", "status", "notes"}
 
 
 class CourseError(Exception):
@@ -138,6 +139,8 @@ def _assignment(path: Path, private: Path | None) -> Assignment:
     names = list(dict.fromkeys(cell.metadata["exercise"] for cell in own))
     if not names:
         raise CourseError(f"{path} has no cell that belongs to an exercise")
+    if TAKEN & set(names):
+        raise CourseError(f"{path}: the table of grades has columns of its own called {sorted(TAKEN)}; rename {sorted(TAKEN & set(names))}")
     return Assignment(path, notebook, tuple(_task(path, name, notebook.cells, private) for name in names))
 
 

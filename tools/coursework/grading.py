@@ -145,7 +145,8 @@ def _of_file(path: Path, folder: Path) -> Submission:
 def _of_student(own: Path, folder: Path, assignment: str) -> list[Submission]:
     """Return a student's notebooks; where they handed in several assignments, those of this one."""
     place = own / assignment if (own / assignment).is_dir() else own
-    paths = sorted(path for path in place.rglob("*.ipynb") if not any(part.startswith(".") for part in path.relative_to(own).parts))
+    seen = (path for path in place.rglob("*") if not any(part.startswith(".") for part in path.relative_to(own).parts))
+    paths = sorted(path for path in seen if path.suffix.lower() == ".ipynb")
     one_per_path = [Submission(own.name, path, path.relative_to(folder).as_posix()) for path in paths]
     return one_per_path or [Submission(own.name, None, f"{own.name}/")]
 
@@ -162,7 +163,7 @@ def run_canaries(grader: Grader) -> None:
     for what, cells, wanted in (("solution", solved, [task.points for task in tasks]), ("empty notebook", empty, [0] * len(tasks))):
         verdicts = grader.grade(cells)
         if [verdict.points for verdict in verdicts] != wanted:
-            told = "; ".join(f"{verdict.name}: {verdict.points} points, {note(verdict)}" for verdict in verdicts)
+            told = "; ".join(f"{v.name}: {v.points} points {[*losses(v), *v.notes]}" for v in verdicts)
             raise CourseError(f"nothing was graded: the {what} of {grader.assignment.name} should get {wanted} points. {told}")
 
 
@@ -217,7 +218,7 @@ def write_csv(path: Path, assignment: Assignment, rows: Iterable[Row]) -> None:
     made = path.with_name(f".{path.name}.new")
     with made.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["student", "file", *names, "total", "out of", "status", "notes"])
+        writer.writerow(["student", "file", *names, "total points", "out of", "status", "notes"])
         for row in rows:
             writer.writerow([plain(cell) for cell in _cells(row, names, assignment.points)])
     os.replace(made, path)
@@ -227,16 +228,26 @@ def _cells(row: Row, names: list[str], most: int) -> list[str]:
     points = {verdict.name: verdict.points for verdict in row.verdicts}
     scores = [points.get(name) for name in names]
     total = None if None in scores else sum(scores)
-    notes = [*row.submission.notes, *([row.failure] if row.failure else []), *(f"{v.name}: {note(v)}" for v in row.verdicts if note(v))]
     numbers = ["" if number is None else str(number) for number in (*scores, total)]
-    return [row.submission.student, row.submission.file, *numbers, str(most), row.status, " | ".join(notes)]
+    return [row.submission.student, row.submission.file, *numbers, str(most), row.status, " | ".join(_notes(row))]
 
 
-def note(verdict: Verdict) -> str:
-    """Say in one line what an instructor should know about an exercise; nothing where it is right and nothing is odd."""
-    outcomes = [o for o in verdict.outcomes if o.status != "right" and o.message != "not tried"]
-    said = dict.fromkeys(f"{o.status}: {o.message}" if len(verdict.outcomes) == 1 else f"{o.which} {o.status}: {o.message}" for o in outcomes)
-    return "; ".join([*said, *verdict.notes])
+def _notes(row: Row) -> list[str]:
+    """Say what an instructor should know about a submission: of each exercise what it lost, then what is odd, said once."""
+    lost = [f"{verdict.name}: {one}" for verdict in row.verdicts for one in losses(verdict)]
+    odd: dict[str, list[str]] = {}
+    for verdict in row.verdicts:
+        for one in verdict.notes:
+            odd.setdefault(one, []).append(verdict.name)
+    failed = [row.failure] if row.failure else []
+    return [*row.submission.notes, *failed, *lost, *(f"{', '.join(names)}: {one}" for one, names in odd.items())]
+
+
+def losses(verdict: Verdict) -> list[str]:
+    """Say why checks of an exercise gave no points."""
+    several = len(verdict.outcomes) > 1
+    bad = [one for one in verdict.outcomes if one.status != "right"]
+    return [f"{f'{one.which} ' if several else ''}{one.status}: {one.message.removeprefix(f'{verdict.name}: ')}" for one in bad]
 
 
 def plain(cell: str) -> str:

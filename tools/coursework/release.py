@@ -1,9 +1,11 @@
 """Makes nbgrader assignments: a source with solutions and hidden checks for the instructor, a notebook without either for students."""
 
 import copy
+import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
@@ -82,7 +84,7 @@ def leaks(assignment: Assignment, notebook: NotebookNode) -> list[str]:
     """Return what a notebook shows that students should not see, each in words."""
     text = "\n".join(cell.source for cell in notebook.cells)
     bare = _bare(text)
-    found = [f"the solution of {task.name}" for task in assignment.tasks if _bare(_body(task)) in bare]
+    found = [f"the solution of {task.name}" for task in assignment.tasks if any(form in bare for form in _forms(task))]
     hidden = {task.name: check.source for task in assignment.tasks for check in task.checks if check.source}
     found += [f"the hidden check of {name}" for name, source in hidden.items() if any(line in bare for line in _telling(source))]
     found += [f"a marker: {mark}" for mark in ("### BEGIN", "### END") if mark in text]
@@ -91,10 +93,11 @@ def leaks(assignment: Assignment, notebook: NotebookNode) -> list[str]:
     return found
 
 
-def _body(task: Task) -> str:
-    """Return the solution without the lines that the stub has as well."""
+def _forms(task: Task) -> set[str]:
+    """Return how a solution may look in a notebook: all of it, and without the lines that the stub has as well."""
     given = {line.strip() for line in task.stub.splitlines()}
-    return "\n".join(line for line in task.solution.splitlines() if line.strip() not in given)
+    body = "\n".join(line for line in task.solution.splitlines() if line.strip() not in given)
+    return {_bare(task.solution), _bare(body)} - {""}
 
 
 def _telling(source: str) -> list[str]:
@@ -130,26 +133,37 @@ def _cell(cell: NotebookNode, role: str, task: Task | None, place: int, reposito
     if has_tag(cell, "colab-setup"):
         new.source = notebooks.setup_cell(repository).source
     if task and role == "stub":
-        new.source = task.stub if for_students else f"{task.stub}\n### BEGIN SOLUTION\n{task.solution.strip()}\n### END SOLUTION"
-        new.metadata["nbgrader"] = _of_nbgrader(task.name, solution=True)
-    elif task and role == "check":
-        points = next((check.points for check in task.checks if check.which == "public"), 0)
-        new.metadata["nbgrader"] = _of_nbgrader(f"check-{task.name}", points=points)
-    else:
-        new.metadata["nbgrader"] = _of_nbgrader(f"given-{place}")
-    return new
+        solution = f"### BEGIN SOLUTION\n{task.solution.strip()}\n### END SOLUTION"
+        new.source = f"{task.stub}\n" + ("" if for_students else solution)
+        return _for_nbgrader(new, task.name, solution=True)
+    if task and role == "check":
+        return _for_nbgrader(new, f"check-{task.name}", points=next((c.points for c in task.checks if c.which == "public"), 0))
+    return _for_nbgrader(new, f"given-{place}")
 
 
 def _hidden_cell(task: Task, source: str, points: int, *, for_students: bool) -> NotebookNode:
     code = RUN_HERE if for_students else HIDDEN.format(run_here=RUN_HERE, source=source.strip(), name=task.name)
-    metadata = {"exercise": task.name, "tags": ["check", "raises-exception"], "nbgrader": _of_nbgrader(f"hidden-{task.name}", points=points)}
-    return nbformat.v4.new_code_cell(code, metadata=metadata, id=f"hidden-{task.name}"[:64])
+    metadata = {"exercise": task.name, "tags": ["check", "raises-exception"]}
+    cell = nbformat.v4.new_code_cell(code, metadata=metadata, id=f"hidden-{task.name}"[:64])
+    return _for_nbgrader(cell, f"hidden-{task.name}", points=points)
 
 
-def _of_nbgrader(grade_id: str, *, solution: bool = False, points: int | None = None) -> dict[str, object]:
-    """Return what nbgrader wants to know of a cell: an answer, a locked test with points, or a locked text."""
-    fields: dict[str, object] = {"grade_id": grade_id, "schema_version": 3, "solution": solution, "locked": not solution, "task": False}
-    return fields | ({"grade": False} if points is None else {"grade": True, "points": points})
+def _for_nbgrader(cell: NotebookNode, grade_id: str, *, solution: bool = False, points: int | None = None) -> NotebookNode:
+    """Mark a cell in nbgrader's own way: an answer, a locked test with points, or a locked text."""
+    fields = {"grade_id": grade_id, "schema_version": 3, "solution": solution, "locked": not solution, "task": False}
+    fields |= {"cell_type": cell.cell_type, "grade": points is not None} | ({} if points is None else {"points": points})
+    cell.metadata["nbgrader"] = nbformat.from_dict(fields | {"checksum": _checksum(cell, fields)})
+    cell.metadata["deletable"] = False
+    if not solution:
+        cell.metadata["editable"] = False
+    return cell
+
+
+def _checksum(cell: NotebookNode, fields: dict[str, Any]) -> str:
+    """Return what nbgrader tells an edited cell by."""
+    said = [cell.source, cell.cell_type, str(fields["grade"]), str(fields["solution"]), str(fields["locked"]), fields["grade_id"]]
+    said += [str(float(fields["points"]))] if fields["grade"] else []
+    return hashlib.md5("".join(said).encode(), usedforsecurity=False).hexdigest()
 
 
 def with_full_links(text: str, repository: notebooks.Repository) -> str:
