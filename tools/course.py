@@ -19,8 +19,19 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # grades do not hang on what this machi
 from coursework import sandbox
 from coursework.assignment import CourseError, assignments, find_assignment
 from coursework.feedback import write_feedback
-from coursework.grading import Grader, Row, grade_all, new_seed, refuse_readable, run_canaries, submissions_in, write_csv
+from coursework.grading import (
+    Grader,
+    Row,
+    grade_all,
+    new_seed,
+    refuse_public,
+    refuse_readable,
+    run_canaries,
+    submissions_in,
+    write_csv,
+)
 from coursework.journal import Journal
+from coursework.judge import judged_outside
 from coursework.release import write_course
 from coursework.selfcheck import check_sandbox
 
@@ -29,6 +40,7 @@ def main() -> int:
     """Do what the command line asks for; return 0, or 2 where something has to be put right first."""
     arguments = _parser().parse_args()
     try:
+        refuse_public(arguments.private, getattr(arguments, "out", None))
         return arguments.run(arguments)
     except (CourseError, sandbox.SandboxMissing, sandbox.SandboxBroken) as error:
         print(error, file=sys.stderr)
@@ -75,6 +87,10 @@ def selfcheck(arguments: argparse.Namespace) -> int:
     for assignment in found:
         run_canaries(Grader(assignment, bwrap, _limits(arguments), seed=new_seed()))
         print(f"{assignment.name}: the solution gets {assignment.points} points, the empty notebook none.")
+    inside = [
+        task.name for one in found for task in one.tasks if not all(judged_outside(check.exercise) for check in task.checks)
+    ]
+    print(f"Judged inside the sandbox: {', '.join(inside) or 'none'}.")
     return 0
 
 

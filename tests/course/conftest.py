@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,12 @@ def bwrap() -> str:
     except sandbox.SandboxMissing:
         subprocess.run([ROOT / "tools" / "apt-install.sh", "bubblewrap"], check=True)
         return sandbox.bubblewrap()
+
+
+@pytest.fixture(scope="session")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An instructor's own folder, outside the repository, as the command line wants it."""
+    return shutil.copytree(PRIVATE, tmp_path_factory.mktemp("kept") / "private")
 
 
 @pytest.fixture(scope="session")

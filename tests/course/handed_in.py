@@ -108,13 +108,17 @@ def answer_below_the_stub(notebook: dict[str, Any]) -> None:
 
 
 SPIN = "while True:\n    pass"
-SWALLOW = "while True:\n        try:\n            while True:\n                pass\n        except BaseException:\n            pass"
+SWALLOW = (
+    "while True:\n        try:\n            while True:\n                pass\n        except BaseException:\n            pass"
+)
 STUB = "def double(x):\n    raise NotImplementedError"
 PATCH = (
     "import torch\ntorch.equal = torch.allclose = lambda *a, **k: True\ntorch.Tensor.__eq__ = lambda *a: torch.ones((), dtype=torch.bool)\n"
     "torch.Tensor.any = lambda *a, **k: False\n"
 )
-NO_CHECK = "import llama3_edu.checks.runner as r, llama3_edu.checks.compare as c\nr.try_cases = c.difference = lambda *a, **k: ''\n"
+NO_CHECK = (
+    "import llama3_edu.checks.runner as r, llama3_edu.checks.compare as c\nr.try_cases = c.difference = lambda *a, **k: ''\n"
+)
 WRONG = "def double(x):\n    return x"
 FORGE = """
 import json, os, struct

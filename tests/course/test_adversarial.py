@@ -17,9 +17,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.sandbox]
 class Run:
     """What the run left behind."""
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.submissions, self.table, self.feedback = folder / "submissions", folder / "grades" / "grades.csv", folder / "feedback"
-        self.all = adversarial(secret=PRIVATE / "hidden" / "double.py", gradebook=self.table, port=port)
+    def __init__(self, folder: Path, private: Path, port: int) -> None:
+        self.submissions, self.table, self.feedback = (
+            folder / "submissions",
+            folder / "grades" / "grades.csv",
+            folder / "feedback",
+        )
+        self.all = adversarial(secret=private / "hidden" / "double.py", gradebook=self.table, port=port)
         self.rows: dict[str, dict[str, str]] = {}
         self.visitors: list[object] = []
 
@@ -39,14 +43,14 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, course, given, bwrap) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, course, given, bwrap, private) -> Run:
     """Everything handed in at once and graded by one command; meanwhile a server listens whether anybody comes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        run = Run(tmp_path_factory.mktemp("course"), server.getsockname()[1])
+        run = Run(tmp_path_factory.mktemp("course"), private, server.getsockname()[1])
         Thread(target=lambda: run.visitors.append(server.accept()), daemon=True).start()
         run.hand_in(given)
         done = course(
-            "grade", "--assignment", "90_small", run.submissions, "--private", PRIVATE, "--csv", run.table, "--feedback", run.feedback,
+            "grade", "--assignment", "90_small", run.submissions, "--private", private, "--csv", run.table, "--feedback", run.feedback,
             "--cell-seconds", 3, "--check-seconds", 3, "--jobs", len(os.sched_getaffinity(0)),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -110,4 +114,6 @@ def test_nothing_is_left_running(run: Run) -> None:
 
 
 def test_there_are_enough_kinds() -> None:
-    assert len(NAMES) >= 18 and all(isinstance(one, HandedIn) for one in adversarial(secret=PRIVATE, gradebook=PRIVATE, port=0).values())
+    assert len(NAMES) >= 18 and all(
+        isinstance(one, HandedIn) for one in adversarial(secret=PRIVATE, gradebook=PRIVATE, port=0).values()
+    )

@@ -39,7 +39,9 @@ def test_students_see_no_solution(assignment: Assignment) -> None:
     notebook = student_notebook(assignment, REPOSITORY)
     assert leaks(assignment, notebook) == []
     for task in assignment.tasks:
-        defining = [cell.source for cell in notebook.cells if re.search(rf"^(def|class) {task.name}\b", cell.source, re.MULTILINE)]
+        defining = [
+            cell.source for cell in notebook.cells if re.search(rf"^(def|class) {task.name}\b", cell.source, re.MULTILINE)
+        ]
         assert [source.strip() for source in defining] == [task.stub.strip()]
 
 

@@ -90,7 +90,9 @@ def test_right_answers_are_not_pointed_out(small, answer: str) -> None:
     assert not any(own_cells(small, [Cell(answer, "", frozenset(), "", False)]).notes.values())
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", '{"cells": 3}', '{"cells": [3]}', '{"cells": [{"cell_type": "code", "source": [1]}]}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", '{"cells": 3}', '{"cells": [3]}', '{"cells": [{"cell_type": "code", "source": [1]}]}', "\x00"]
+)
 def test_what_is_no_notebook_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "one.ipynb"
     path.write_text(text)

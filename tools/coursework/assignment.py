@@ -110,7 +110,9 @@ def assignments(chapters: tuple[int, ...], private: Path | None) -> list[Assignm
     paths += sorted((private / "notebooks").glob("*.ipynb")) if private else []
     found = [_assignment(path, private) for path in paths]
     if private:
-        _refuse_strangers(private, found if not chapters else [_assignment(path, None) for path in sorted(BOOK.glob("*.ipynb"))] + found)
+        _refuse_strangers(
+            private, found if not chapters else [_assignment(path, None) for path in sorted(BOOK.glob("*.ipynb"))] + found
+        )
     return found
 
 
@@ -140,21 +142,27 @@ def _assignment(path: Path, private: Path | None) -> Assignment:
     if not names:
         raise CourseError(f"{path} has no cell that belongs to an exercise")
     if TAKEN & set(names):
-        raise CourseError(f"{path}: the table of grades has columns of its own called {sorted(TAKEN)}; rename {sorted(TAKEN & set(names))}")
+        raise CourseError(
+            f"{path}: the table of grades has columns of its own called {sorted(TAKEN)}; rename {sorted(TAKEN & set(names))}"
+        )
     return Assignment(path, notebook, tuple(_task(path, name, notebook.cells, private) for name in names))
 
 
 def _task(path: Path, name: str, cells: list[NotebookNode], private: Path | None) -> Task:
     parts = {role: cell for cell in cells if cell.metadata.get("exercise") == name for role in cell.metadata.get("tags", ())}
     if not {"stub", "check"} <= parts.keys():
-        raise CourseError(f"{path}: exercise {name!r} should have a cell tagged stub and one tagged check; it has {sorted(parts)}")
+        raise CourseError(
+            f"{path}: exercise {name!r} should have a cell tagged stub and one tagged check; it has {sorted(parts)}"
+        )
     folded = parts["solution"].source if "solution" in parts else ""
     solution = _private_text(private, "solutions", name) or _folded_solution(folded)
     if not solution:
         raise CourseError(f"{path}: exercise {name!r} has no solution, neither in the notebook nor in solutions/{name}.py")
     checks = tuple(_checks(name, private))
     if not checks:
-        raise CourseError(f"{path}: exercise {name!r} is not one of the book's, so it needs hidden/{name}.py in the private folder")
+        raise CourseError(
+            f"{path}: exercise {name!r} is not one of the book's, so it needs hidden/{name}.py in the private folder"
+        )
     above = cells[: cells.index(parts["stub"])]
     title = next((cell.source.splitlines()[0].lstrip("# ") for cell in reversed(above) if cell.source.startswith("## ")), name)
     return Task(name, title, parts["stub"].source, solution, parts["check"].source, checks)

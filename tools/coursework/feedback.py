@@ -43,7 +43,11 @@ def write_feedback(folder: Path, assignment: Assignment, rows: list[Row]) -> Non
     students = [row.submission.student for row in rows]
     for row in rows:
         student = row.submission.student
-        name = assignment.name if students.count(student) == 1 else Path(row.submission.file).with_suffix("").as_posix().replace("/", "_")
+        name = (
+            assignment.name
+            if students.count(student) == 1
+            else Path(row.submission.file).with_suffix("").as_posix().replace("/", "_")
+        )
         path = folder / student.replace("/", "_") / f"{name}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page(assignment, row), encoding="utf-8")

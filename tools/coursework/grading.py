@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import llama3_edu
-from coursework.assignment import Assignment, CourseError
+from coursework.assignment import ROOT, Assignment, CourseError
 from coursework.journal import Journal, fingerprint
 from coursework.judge import Verdict, judge_task
 from coursework.sandbox import HERE, Limits, Sandbox, SandboxBroken, readable_inside
@@ -126,7 +126,11 @@ def submissions_in(folder: Path, assignment: str) -> list[Submission]:
     if not folder.is_dir():
         raise CourseError(f"{folder} should be a folder with submissions")
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
-    found = [one for entry in entries for one in (_of_student(entry, folder, assignment) if _is_folder(entry) else [_of_file(entry, folder)])]
+    found = [
+        one
+        for entry in entries
+        for one in (_of_student(entry, folder, assignment) if _is_folder(entry) else [_of_file(entry, folder)])
+    ]
     if not found:
         raise CourseError(f"{folder} is empty")
     counts = Counter(one.student for one in found)
@@ -160,7 +164,10 @@ def run_canaries(grader: Grader) -> None:
     tasks = grader.assignment.tasks
     solved = [Cell(task.solution, task.name, frozenset(), "", False) for task in tasks]
     empty = [Cell(task.stub, task.name, frozenset(), "", False) for task in tasks]
-    for what, cells, wanted in (("solution", solved, [task.points for task in tasks]), ("empty notebook", empty, [0] * len(tasks))):
+    for what, cells, wanted in (
+        ("solution", solved, [task.points for task in tasks]),
+        ("empty notebook", empty, [0] * len(tasks)),
+    ):
         verdicts = grader.grade(cells)
         if [verdict.points for verdict in verdicts] != wanted:
             told = "; ".join(f"{v.name}: {v.points} points {[*losses(v), *v.notes]}" for v in verdicts)
@@ -181,7 +188,9 @@ def grade_all(grader: Grader, submissions: list[Submission], journal: Journal, *
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(grade, submission): submission for submission in submissions}
         try:
-            for future in tqdm(as_completed(running), total=len(running), desc=grader.assignment.name, unit="submission", file=sys.stderr):
+            for future in tqdm(
+                as_completed(running), total=len(running), desc=grader.assignment.name, unit="submission", file=sys.stderr
+            ):
                 row = future.result()
                 rows[row.submission] = row
         except BaseException:
@@ -265,6 +274,17 @@ def refuse_readable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and readable_inside(path):
             raise CourseError(f"{path} lies in a folder that submissions can read; put it somewhere else")
+
+
+def refuse_public(*paths: Path | None) -> None:
+    """Make sure that nothing hidden can be committed by accident.
+
+    Raises:
+        CourseError: a folder lies in this repository.
+    """
+    for path in paths:
+        if path is not None and path.resolve().is_relative_to(ROOT):
+            raise CourseError(f"{path} lies in the public repository; keep hidden checks and solutions somewhere else")
 
 
 def new_seed() -> int:

@@ -100,7 +100,9 @@ class Failed(Exception):
         self.status = status
 
 
-def judge_task(assignment: Assignment, task: Task, own: Own, sandbox: Callable[[], Sandbox], seed: int, bad: dict[int, str]) -> Verdict:
+def judge_task(
+    assignment: Assignment, task: Task, own: Own, sandbox: Callable[[], Sandbox], seed: int, bad: dict[int, str]
+) -> Verdict:
     """Judge a submission's answer to one exercise.
 
     Args:
@@ -168,7 +170,9 @@ class Attempt:
         return empty + [(place, self.own.cells[place]) for place in places]
 
     def _load(self, box: Sandbox) -> None:
-        hidden = next((check.source for check in self.task.checks if check.which == "hidden" and not judged_outside(check.exercise)), None)
+        hidden = next(
+            (check.source for check in self.task.checks if check.which == "hidden" and not judged_outside(check.exercise)), None
+        )
         cells = [(place, without_installs(source)) for place, source in self._cells()]
         box.send({"setup": self.assignment.setup, "cells": cells, "name": self.task.name, "hidden": hidden})
         current: tuple[str, int] = ("setup", -1)

@@ -29,7 +29,7 @@ c.ExecutePreprocessor.timeout = 60
 
 RUN_HERE = "# More checks run here when your work is graded."
 
-HIDDEN = '''\
+HIDDEN = """\
 {run_here}
 ### BEGIN HIDDEN TESTS
 {source}
@@ -41,7 +41,7 @@ from llama3_edu.checks.runner import Exercises as _Exercises
 
 _own = {{_field: globals().pop(_field) for _field in ("judge", "suspects") if _field in globals()}}
 _Exercises((_Exercise("{name}", -1, "{name}", 1, 1, cases, look="See the statement.", **_own),)).check("{name}", {name})
-### END HIDDEN TESTS'''
+### END HIDDEN TESTS"""
 
 
 def write_course(assignments: list[Assignment], out: Path) -> list[Path]:
@@ -123,9 +123,13 @@ def _notebook(assignment: Assignment, repository: notebooks.Repository, *, for_s
     return nbformat.v4.new_notebook(cells=cells, metadata=notebooks.KERNEL)
 
 
-def _cell(cell: NotebookNode, role: str, task: Task | None, place: int, repository: notebooks.Repository, *, for_students: bool) -> NotebookNode:
+def _cell(
+    cell: NotebookNode, role: str, task: Task | None, place: int, repository: notebooks.Repository, *, for_students: bool
+) -> NotebookNode:
     new = copy.deepcopy(cell)
-    new.metadata = nbformat.from_dict({name: cell.metadata[name] for name in ("cellView", "exercise", "tags") if name in cell.metadata})
+    new.metadata = nbformat.from_dict(
+        {name: cell.metadata[name] for name in ("cellView", "exercise", "tags") if name in cell.metadata}
+    )
     if new.cell_type == "code":
         new.outputs, new.execution_count = [], None
     else:

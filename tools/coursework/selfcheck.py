@@ -1,5 +1,6 @@
 """Tries to break out of the sandbox in the ways that a submission would."""
 
+import socket
 from pathlib import Path
 
 from coursework.assignment import CourseError
@@ -8,9 +9,9 @@ from coursework.sandbox import Limits, Sandbox
 __all__ = ["PROBES", "check_sandbox"]
 
 PROBES = {
-    "reach the network": "import socket\ndef probe():\n    socket.create_connection(('192.0.2.1', 80), 1)",
-    "reach this machine's own network": "import socket\ndef probe():\n    socket.create_connection(('127.0.0.1', {port}), 1)",
-    "read the home folder": "import os\ndef probe():\n    open({home!r})",
+    "reach a network": "import socket\ndef probe():\n    if {{name for _, name in socket.if_nameindex()}} <= {{'lo'}}:\n        raise OSError",
+    "reach servers of this machine": "import socket\ndef probe():\n    socket.create_connection(('127.0.0.1', {port}), 1)",
+    "read where the grader lies": "def probe():\n    open({own!r})",
     "read the list of users": "def probe():\n    open('/etc/passwd')",
     "write to the package": "def probe():\n    open('/book/llama3_edu/new', 'w')",
     "write to the system": "def probe():\n    open('/usr/new', 'w')",
@@ -23,19 +24,24 @@ PROBES = {
 """What a submission may try, each as code that has to raise an error."""
 
 
-def check_sandbox(bwrap: str | None, limits: Limits) -> None:
-    """Make sure that the sandbox keeps in what runs in it.
+def check_sandbox(bwrap: str, limits: Limits) -> None:
+    """Make sure that the sandbox keeps in what runs in it. Never to be tried without one: the probes do what they say.
 
     Raises:
         CourseError: it does not.
     """
-    outside = Path(__file__).resolve()
-    values = {"port": 22, "home": str(outside), "file": limits.file, "memory": limits.memory}
-    box = Sandbox(bwrap, limits)
-    try:
-        open_doors = [what for what, code in PROBES.items() if not _raises(box, code.format(**values))]
-    finally:
-        box.close()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        values = {
+            "port": server.getsockname()[1],
+            "own": str(Path(__file__).resolve()),
+            "file": limits.file,
+            "memory": limits.memory,
+        }
+        box = Sandbox(bwrap, limits)
+        try:
+            open_doors = [what for what, code in PROBES.items() if not _raises(box, code.format(**values))]
+        finally:
+            box.close()
     if open_doors:
         raise CourseError(f"the sandbox does not hold. A submission can: {', '.join(open_doors)}")
 
