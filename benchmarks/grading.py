@@ -36,8 +36,8 @@ def main() -> None:
         title="Grading a class",
         command=f" --submissions {given.submissions} --assignment {given.assignment} --jobs {given.jobs}",
         notes=[
-            f"{len(assignment.tasks)} exercises in each submission. One in {HANGS_EVERY} hangs, one in {DIES_EVERY} ends its kernel, one in "
-            f"{EMPTY_EVERY} is empty, one in {WRONG_EVERY} is wrong, the others are right: which is checked.",
+            f"Exercises in each submission: {len(assignment.tasks)}. One submission in {HANGS_EVERY} hangs, one in {DIES_EVERY} "
+            f"ends its kernel, one in {EMPTY_EVERY} is empty, one in {WRONG_EVERY} is wrong, the others are right. Asserted.",
             "Resumed: the same command once more, with every result in its journal; canaries run again.",
             "By the clock, canaries included, on a machine that may do other things too.",
         ],

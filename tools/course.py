@@ -4,9 +4,9 @@
     python tools/course.py grade --assignment NAME SUBMISSIONS --csv FILE [--feedback DIR] [--private DIR]
     python tools/course.py selfcheck [--private DIR]
 
-`release` makes nbgrader assignments. `grade` grades a folder of submissions in a sandbox and writes a table; run it again to go on where it
-was stopped. `selfcheck` makes sure that every solution gets all points, every empty notebook none, and that the sandbox holds.
-book/instructors.md explains a course from its first day to its last.
+`release` makes nbgrader assignments. `grade` grades a folder of submissions in a sandbox and writes a table; run it again to go
+on where it was stopped. `selfcheck` makes sure that every solution gets all points, every empty notebook none, and that the
+sandbox holds. book/instructors.md explains a course from its first day to its last.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def selfcheck(arguments: argparse.Namespace) -> int:
     found = assignments((), arguments.private)
     for assignment in found:
         run_canaries(Grader(assignment, bwrap, _limits(arguments), seed=new_seed()))
-        print(f"{assignment.name}: the solution gets {assignment.points} points, the empty notebook none.")
+        print(f"{assignment.name}: the solution gets {assignment.points} of {assignment.points} points, the empty notebook none.")
     inside = [
         task.name for one in found for task in one.tasks if not all(judged_outside(check.exercise) for check in task.checks)
     ]

@@ -113,8 +113,8 @@ SWALLOW = (
 )
 STUB = "def double(x):\n    raise NotImplementedError"
 PATCH = (
-    "import torch\ntorch.equal = torch.allclose = lambda *a, **k: True\ntorch.Tensor.__eq__ = lambda *a: torch.ones((), dtype=torch.bool)\n"
-    "torch.Tensor.any = lambda *a, **k: False\n"
+    "import torch\ntorch.equal = torch.allclose = lambda *a, **k: True\n"
+    "torch.Tensor.__eq__ = lambda *a: torch.ones((), dtype=torch.bool)\ntorch.Tensor.any = lambda *a, **k: False\n"
 )
 NO_CHECK = (
     "import llama3_edu.checks.runner as r, llama3_edu.checks.compare as c\nr.try_cases = c.difference = lambda *a, **k: ''\n"
@@ -149,6 +149,12 @@ def double(x):
         if os.fork() == 0:
             time.sleep(1000)
 """
+LARGE_FILE = """
+def double(x):
+    with open("big", "wb") as file:
+        for _ in range(2000):
+            file.write(bytes(10**6))
+"""
 LEFT_BEHIND = """
 import os, time
 def double(x):
@@ -174,7 +180,9 @@ def adversarial(*, secret: Path, gradebook: Path, port: int) -> dict[str, Handed
         "wrong": HandedIn({"double": WRONG}, wrong, ("wanted is",)),
         "empty": HandedIn({name: None for name in ALL}, {name: "missing" for name in ALL}),
         "untouched": HandedIn({"double": STUB}, {"double": "not done"}),
-        "loop in a function": HandedIn({"double": f"def double(x):\n    {SPIN.replace(chr(10), chr(10) + '    ')}"}, timeout, ("time",)),
+        "loop in a function": HandedIn(
+            {"double": f"def double(x):\n    {SPIN.replace(chr(10), chr(10) + '    ')}"}, timeout, ("time",)
+        ),
         "loop that waits": HandedIn({"double": "import time\ndef double(x):\n    time.sleep(10**6)"}, timeout),
         "loop in its cell": HandedIn({"double": f"{SPIN}\n{RIGHT['double']}"}, timeout),
         "loop in another cell": HandedIn(change=put_first(SPIN), told=("was left out",)),
@@ -186,21 +194,26 @@ def adversarial(*, secret: Path, gradebook: Path, port: int) -> dict[str, Handed
         "sys.exit": HandedIn({"double": "import sys\ndef double(x):\n    sys.exit(0)"}, wrong, ("SystemExit",)),
         "segfault": HandedIn({"double": "import ctypes\ndef double(x):\n    ctypes.string_at(0)"}, died, ("SIGSEGV", "look:")),
         "memory bomb": HandedIn({"double": "def double(x):\n    return [0] * 10**10"}, wrong, ("MemoryError",)),
-        "memory bomb of tensors": HandedIn({"double": "def double(x):\n    return x.expand(10**9, -1).double().contiguous()"}, wrong),
-        "2 GB file": HandedIn(
-            {"double": "def double(x):\n    with open('big', 'wb') as f:\n        for _ in range(2000):\n            f.write(bytes(10**6))"},
-            wrong, ("File too large",),
+        "memory bomb of tensors": HandedIn(
+            {"double": "def double(x):\n    return x.expand(10**9, -1).double().contiguous()"}, wrong
         ),
+        "2 GB file": HandedIn({"double": LARGE_FILE}, wrong, ("File too large",)),
         "files until the disk is full": HandedIn(
-            {"double": "def double(x):\n    for n in range(10**4):\n        open(f'{n}', 'wb').write(bytes(10**7))"}, wrong, ("No space",)
+            {"double": "def double(x):\n    for n in range(10**4):\n        open(f'{n}', 'wb').write(bytes(10**7))"},
+            wrong,
+            ("No space",),
         ),
         "fork of processes": HandedIn({"double": FORK}, wrong, ("BlockingIOError",)),
         "process left behind": HandedIn({"double": LEFT_BEHIND}),
         "kills its parent": HandedIn({"double": "import os\ndef double(x):\n    os.kill(os.getppid(), 9)"}, {"double": "*"}),
         "kills everything": HandedIn({"double": "import os\ndef double(x):\n    os.kill(-1, 9)\n    return x"}, {"double": "*"}),
-        "stops its parent": HandedIn({"double": "import os\ndef double(x):\n    os.kill(os.getppid(), 19)\n    os._exit(0)"}, timeout),
+        "stops its parent": HandedIn(
+            {"double": "import os\ndef double(x):\n    os.kill(os.getppid(), 19)\n    os._exit(0)"}, timeout
+        ),
         "syntax error": HandedIn({"double": "def double(x:\n    return x"}, {"double": "error"}, ("SyntaxError",)),
-        "error in its cell": HandedIn({"double": "import no_such_module\n" + RIGHT["double"]}, {"double": "error"}, ("no_such_module",)),
+        "error in its cell": HandedIn(
+            {"double": "import no_such_module\n" + RIGHT["double"]}, {"double": "error"}, ("no_such_module",)
+        ),
         "stripped metadata": HandedIn(change=strip_metadata),
         "stripped metadata and a wrong answer": HandedIn({"double": WRONG}, wrong, change=strip_metadata),
         "duplicated check": HandedIn(change=double_the_checks),
@@ -218,7 +231,8 @@ def adversarial(*, secret: Path, gradebook: Path, port: int) -> dict[str, Handed
         "installs something": HandedIn(change=put_first("%pip install --quiet numpy\n!pip install torch")),
         "patched torch.equal": HandedIn({"double": PATCH + WRONG}, wrong | {"Counter": "review", "same_memory": "review"}),
         "patched checks": HandedIn(
-            {"double": NO_CHECK + WRONG, "Counter": "class Counter:\n    pass"}, wrong | {"Counter": "review", "same_memory": "review"}
+            {"double": NO_CHECK + WRONG, "Counter": "class Counter:\n    pass"},
+            wrong | {"Counter": "review", "same_memory": "review"},
         ),
         "patches while it is judged": HandedIn(
             {"same_memory": "def same_memory(x):\n    torch.equal = lambda *a: True\n    return x"}, {"same_memory": "review"}
@@ -229,13 +243,20 @@ def adversarial(*, secret: Path, gradebook: Path, port: int) -> dict[str, Handed
             {"double": "class Same:\n    def __eq__(self, other):\n        return True\ndef double(x):\n    return Same()"}, wrong
         ),
         "returns too much": HandedIn({"double": "def double(x):\n    return torch.zeros(2 * 10**7)"}, died, ("announced",)),
-        "destroys its input": HandedIn({"double": "def double(x):\n    return x.mul_(2)"}, wrong, ("changed argument 1 in place",)),
-        "reads the hidden file": HandedIn({"double": f"def double(x):\n    return open({str(secret)!r}).read()"}, wrong, ("FileNotFoundError",)),
+        "destroys its input": HandedIn(
+            {"double": "def double(x):\n    return x.mul_(2)"}, wrong, ("changed argument 1 in place",)
+        ),
+        "reads the hidden file": HandedIn(
+            {"double": f"def double(x):\n    return open({str(secret)!r}).read()"}, wrong, ("FileNotFoundError",)
+        ),
         "edits the gradebook": HandedIn(
-            {"double": f"def double(x):\n    open({str(gradebook)!r}, 'a').write('correct,100')\n    return x"}, wrong, ("FileNotFoundError",)
+            {"double": f"def double(x):\n    open({str(gradebook)!r}, 'a').write('correct,100')\n    return x"},
+            wrong,
+            ("FileNotFoundError",),
         ),
         "network": HandedIn(
-            {"double": f"import socket\ndef double(x):\n    socket.create_connection(('127.0.0.1', {port}), 2)\n    return 2 * x"}, wrong
+            {"double": f"import socket\ndef double(x):\n    socket.create_connection(('127.0.0.1', {port}))\n    return 2 * x"},
+            wrong,
         ),
         "floods its output": HandedIn({"double": "def double(x):\n    print('x' * 10**8)\n    return x + x"}),
         "=1+1": HandedIn(),
@@ -243,7 +264,7 @@ def adversarial(*, secret: Path, gradebook: Path, port: int) -> dict[str, Handed
         "nested too deep": HandedIn(raw="[" * 10**6),
         "no cells": HandedIn(raw="{}"),
         "half a file": HandedIn(raw='{"cells": [{"cell_type": "code", "sou'),
-    }  # fmt: skip
+    }
 
 
 UNGRADED = {"not JSON", "nested too deep", "no cells", "half a file", "no notebook at all", "a link"}

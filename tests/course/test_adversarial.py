@@ -50,8 +50,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, course, given, bwrap, private)
         Thread(target=lambda: run.visitors.append(server.accept()), daemon=True).start()
         run.hand_in(given)
         done = course(
-            "grade", "--assignment", "90_small", run.submissions, "--private", private, "--csv", run.table, "--feedback", run.feedback,
-            "--cell-seconds", 3, "--check-seconds", 3, "--jobs", len(os.sched_getaffinity(0)),
+            "grade", "--assignment", "90_small", run.submissions, "--private", private, "--csv", run.table,
+            "--feedback", run.feedback, "--cell-seconds", 3, "--check-seconds", 3, "--jobs", len(os.sched_getaffinity(0)),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         run.read()

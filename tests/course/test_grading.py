@@ -1,4 +1,4 @@
-"""A run of grading: it needs a sandbox and working canaries, goes on where it stopped, and writes one honest row for everybody."""
+"""A run of grading: it needs a sandbox and working canaries, goes on where it stopped, and writes an honest row for each."""
 
 import csv
 import json
@@ -68,7 +68,8 @@ def test_every_layout_is_understood(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     found = {one.student: one.file for one in submissions_in(tmp_path, "06_gqa")}
     assert found == {
-        "ann": "ann/06_gqa/06_gqa.ipynb", "ben": "ben/Copy of 06_gqa.ipynb", "cem": "cem/", "dee_06_gqa": "dee_06_gqa.ipynb", "eli": "eli.pdf",
+        "ann": "ann/06_gqa/06_gqa.ipynb", "ben": "ben/Copy of 06_gqa.ipynb", "cem": "cem/",
+        "dee_06_gqa": "dee_06_gqa.ipynb", "eli": "eli.pdf",
     }  # fmt: skip
 
 
@@ -281,7 +282,7 @@ def test_plain_values_are_judged_outside(small) -> None:
 def test_selfcheck_passes_for_every_exercise(course, bwrap, private) -> None:
     done = course("selfcheck", "--private", private)
     assert done.returncode == 0, done.stderr
-    assert "The sandbox holds." in done.stdout and "90_small: the solution gets 5 points" in done.stdout
+    assert "The sandbox holds." in done.stdout and "90_small: the solution gets 5 of 5 points" in done.stdout
     assert "Judged inside the sandbox: " in done.stdout and "Counter, same_memory" in done.stdout
 
 

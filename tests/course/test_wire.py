@@ -39,8 +39,9 @@ def test_containers_that_hold_themselves_do_not_go() -> None:
 @pytest.mark.parametrize(
     "sent",
     [
-        {"pickle": "x"}, {}, {"list": 3}, {"float": "x"}, {"tensor": ["float32", [10**12], ""]}, {"tensor": ["float32", [3], "AAAA"]},
-        {"tensor": ["no", [0], ""]}, {"tensor": ["float32", [-1, 0], ""]}, {"dict": [[{"list": []}, 1]]}, {"dict": [1]}, {"int": "z"},
+        {"pickle": "x"}, {}, {"list": 3}, {"float": "x"}, {"int": "z"}, {"dict": [[{"list": []}, 1]]}, {"dict": [1]},
+        {"tensor": ["float32", [10**12], ""]}, {"tensor": ["float32", [3], "AAAA"]}, {"tensor": ["no", [0], ""]},
+        {"tensor": ["float32", [-1, 0], ""]},
         {"tensor": ["float32", [10**9], "AAAAAA=="]}, {"a": 1, "b": 2},
     ],
 )  # fmt: skip

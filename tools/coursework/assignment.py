@@ -1,4 +1,4 @@
-"""What there is to hand in: the exercises of one notebook, each with its checks, from the book and from an instructor's private folder."""
+"""What there is to hand in: the exercises of a notebook, each with its checks, the book's and those of a private folder."""
 
 import re
 from dataclasses import dataclass

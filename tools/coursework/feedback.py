@@ -1,4 +1,4 @@
-"""A page for each submission: what was graded, what came of it, and where to look. It tells nothing of hidden checks but their result."""
+"""A page for each submission: what came of it, and where to look. Of hidden checks it tells the result alone."""
 
 import html
 from pathlib import Path

@@ -118,7 +118,7 @@ class Boxes:
 
 
 def submissions_in(folder: Path, assignment: str) -> list[Submission]:
-    """Return what was handed in, in order: nbgrader's `student/assignment/notebook.ipynb`, a folder for each student, or single files.
+    """Return what was handed in, in order: nbgrader's `student/assignment/notebook.ipynb`, a folder per student, or single files.
 
     Raises:
         CourseError: there is nothing.

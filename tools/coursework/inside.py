@@ -1,5 +1,4 @@
-"""Runs in the sandbox: a kernel that executes a submission's cells and calls its answers. Nothing here decides a grade that could be
-decided outside.
+"""Runs in the sandbox: a kernel that executes a submission's cells and calls its answers.
 
 One process, the nursery, imports what every answer needs. For each exercise it forks a kernel, so each starts from the same clean
 state within milliseconds, and whatever an answer does to its own kernel ends with it.

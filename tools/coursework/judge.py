@@ -1,9 +1,10 @@
 """Judges one answer: calls it in the sandbox, and decides out here, wherever that is possible.
 
-An exercise whose inputs and outputs are plain values is judged *outside*: its inputs are made here, the answer gets them through a pipe
-and sends back what it returned, and the comparison happens in a process that no line of a submission runs in. What was wanted never
-enters the sandbox. An exercise that looks at more than values (a class, shared memory, an expected error) is judged *inside*, in the
-answer's own process, by code bound before the answer was; a guard there reports parts that were replaced.
+An exercise whose inputs and outputs are plain values is judged *outside*: its inputs are made here, the answer gets them
+through a pipe and sends back what it returned, and the comparison happens in a process that no line of a submission runs in.
+What was wanted never enters the sandbox. An exercise that looks at more than values (a class, shared memory, an expected error)
+is judged *inside*, in the answer's own process, by code bound before the answer was; a guard there reports parts that were
+replaced.
 """
 
 import pickle
@@ -263,7 +264,7 @@ def _outside(box: Sandbox, check: Check, seed: int) -> tuple[str, str]:
 
 
 class RemoteAnswer:
-    """An answer in the sandbox. Calling it calls that one, changes its arguments as that one did, and returns or raises the same."""
+    """An answer in the sandbox. Calling it calls that one, changes arguments as that one did, returns or raises the same."""
 
     def __init__(self, box: Sandbox) -> None:
         self._box = box

@@ -1,4 +1,4 @@
-"""Makes nbgrader assignments: a source with solutions and hidden checks for the instructor, a notebook without either for students."""
+"""Makes nbgrader assignments: a source with solutions and hidden checks, and a notebook without either for students."""
 
 import copy
 import hashlib

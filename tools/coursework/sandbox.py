@@ -1,8 +1,8 @@
 """Where submissions run: a kernel with no network, no files but the system's, and an end to everything it may use.
 
-bubblewrap makes the walls: namespaces of its own for network, processes, IPC and host name; of the file system, the system and this
-package, to read, and a small disk in memory, to write. Limits of the kernel hold for each process, and a watch from outside for all of
-them together. Started by root, submissions run as a user of their own that owns nothing.
+bubblewrap makes the walls: namespaces of its own for network, processes, IPC and host name; of the file system, the system and
+this package, to read, and a small disk in memory, to write. Limits of the kernel hold for each process, and a watch from
+outside for all of them together. Started by root, submissions run as a user of their own that owns nothing.
 """
 
 import itertools
@@ -35,6 +35,9 @@ FIRST_USER, USERS = 52000, 8000
 """Numbers of users that no machine is likely to have. Started by root, each sandbox takes one: process limits count by user."""
 
 SECONDS_TO_START = 120.0
+WATCH_EVERY = 0.25
+NURSERY = 2**30
+"""Bytes that what every kernel is forked from may hold: the libraries."""
 
 CONTAINER = (
     "docker run --rm -it --network none --memory 8g --pids-limit 1024 --cap-add SYS_ADMIN --security-opt seccomp=unconfined "
@@ -48,8 +51,8 @@ Submissions run in a sandbox, and {{why}}.
   Debian, Ubuntu:   apt-get install bubblewrap
   elsewhere:        {CONTAINER}
 
-See book/instructors.md. With --unsafe they run with your rights: they can read your files, the other submissions and the grades, and
-use the network. That is for submissions you have read, or for a machine you can throw away."""
+See book/instructors.md. With --unsafe they run with your rights: they can read your files, the other submissions and the
+grades, and use the network. That is for submissions you have read, or for a machine you can throw away."""
 
 
 class SandboxMissing(Exception):
@@ -116,14 +119,15 @@ class Sandbox:
 
     def __init__(self, bwrap: str | None, limits: Limits) -> None:
         self.limits = limits
-        self._reason = ""
+        self._reason, self._computed = "", 0.0
         self._deadline = Deadline(float("inf"), float("inf"))
         self._said = tempfile.TemporaryFile()
         self._folder = None if bwrap else tempfile.TemporaryDirectory()
         user = FIRST_USER + (os.getpid() * 31 + next(self._slots)) % USERS if bwrap and os.geteuid() == 0 else None
+        place = self._folder.name if self._folder else "/"
         self._process = subprocess.Popen(
             self._command(bwrap, user), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, start_new_session=True,
-            env=None if bwrap else os.environ | environment(self._folder.name, walls=False), cwd=self._folder.name if self._folder else "/",
+            env=None if bwrap else os.environ | environment(place, walls=False), cwd=place,
         )  # fmt: skip
         self._watch = threading.Thread(target=self._keep_watch, daemon=True)
         self._watch.start()
@@ -152,7 +156,7 @@ class Sandbox:
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """Stop the sandbox if what is done meanwhile takes longer."""
-        self._deadline = Deadline(time.monotonic() + 3 * seconds, self._computed() + seconds)
+        self._deadline = Deadline(time.monotonic() + 3 * seconds, self._computed + seconds + WATCH_EVERY)
         try:
             yield
         finally:
@@ -226,22 +230,13 @@ class Sandbox:
 
     def _keep_watch(self) -> None:
         while self._process.poll() is None and not self._reason:
-            deadline = self._deadline
-            if time.monotonic() > deadline.clock:
+            family, deadline = self._family(), self._deadline
+            self._computed = sum(map(_computed, family))
+            if time.monotonic() > deadline.clock or self._computed > deadline.computed:
                 self._kill("over: time")
-            elif deadline.computed != float("inf") and self._computed() > deadline.computed:
-                self._kill("over: time")
-            elif sum(map(_held, self._family())) > self.limits.memory + 2**30:  # the nursery has its share
+            elif sum(map(_held, family)) > self.limits.memory + NURSERY:
                 self._kill("over: memory")
-            time.sleep(0.2)
-
-    def _computed(self) -> float:
-        """Seconds that everything in the sandbox has computed."""
-        total = 0.0
-        for process in self._family():
-            with suppress(psutil.Error):
-                total += sum(process.cpu_times()[:4])
-        return total
+            time.sleep(WATCH_EVERY)
 
 
 @dataclass(frozen=True)
@@ -250,6 +245,13 @@ class Deadline:
 
     clock: float
     computed: float
+
+
+def _computed(process: psutil.Process) -> float:
+    """Seconds that a process has computed, and those of its children that have ended."""
+    with suppress(psutil.Error):
+        return sum(process.cpu_times()[:4])
+    return 0.0
 
 
 def _held(process: psutil.Process) -> int:

@@ -9,7 +9,7 @@ from coursework.sandbox import Limits, Sandbox
 __all__ = ["PROBES", "check_sandbox"]
 
 PROBES = {
-    "reach a network": "import socket\ndef probe():\n    if {{name for _, name in socket.if_nameindex()}} <= {{'lo'}}:\n        raise OSError",
+    "reach a network": "import socket\ndef probe():\n    if len(socket.if_nameindex()) <= 1:\n        raise OSError",
     "reach servers of this machine": "import socket\ndef probe():\n    socket.create_connection(('127.0.0.1', {port}), 1)",
     "read where the grader lies": "def probe():\n    open({own!r})",
     "read the list of users": "def probe():\n    open('/etc/passwd')",
@@ -17,7 +17,7 @@ PROBES = {
     "write to the system": "def probe():\n    open('/usr/new', 'w')",
     "write a large file": "def probe():\n    open('/tmp/large', 'wb').write(bytes(2 * {file}))",
     "fill the disk": "def probe():\n    for number in range(10**4):\n        open(f'/tmp/{{number}}', 'wb').write(bytes(2**24))",
-    "fill shared memory": "def probe():\n    for number in range(10**4):\n        open(f'/dev/shm/{{number}}', 'wb').write(bytes(2**24))",
+    "fill shared memory": "def probe():\n    for n in range(10**4):\n        open(f'/dev/shm/{{n}}', 'wb').write(bytes(2**24))",
     "take all memory": "def probe():\n    bytearray({memory} + 2**28)",
     "end other processes": "import os\ndef probe():\n    os.kill(1, 0)\n    os.kill(os.getppid() + 10**6, 9)",
 }

@@ -1,8 +1,8 @@
 """What of a submission is the student's own, whatever happened to the file on its way.
 
-A submission's metadata may be gone, its checks edited, doubled or deleted, its name changed. So nothing of it is trusted but the source
-of its cells. Those that are the assignment's own are dropped, and pristine ones take their place; what is left is the student's. The
-cell that answers an exercise is the last one that defines its name.
+A submission's metadata may be gone, its checks edited, doubled or deleted, its name changed. So nothing of it is trusted but
+the source of its cells. Those that are the assignment's own are dropped, and pristine ones take their place; what is left is
+the student's. The cell that answers an exercise is the last one that defines its name.
 """
 
 import json
@@ -24,7 +24,9 @@ SUSPICIOUS = {
     "walks the interpreter's frames": r"_getframe|currentframe|f_back|f_locals|inspect\.stack|settrace|setprofile",
     "looks for objects in memory": r"\bgc\.|\bimport gc\b|get_objects|get_referrers",
     "calls C code by hand": r"\bctypes\b|\bcffi\b",
-    "replaces parts of libraries": r"^[ \t]*(?:torch|builtins|le|llama3_edu)(?:\.\w+)+[ \t]*=(?!=)|\bsetattr\([ \t]*(?:torch|builtins|le\b|llama3_edu)",
+    "replaces parts of libraries": (
+        r"^[ \t]*(?:torch|builtins|le|llama3_edu)(?:\.\w+)+[ \t]*=(?!=)|\bsetattr\([ \t]*(?:torch|builtins|le\b|llama3_edu)"
+    ),
     "reaches into the checks": r"llama3_edu\.checks\.\w+|\bEXERCISES\b|try_cases",
     "starts processes or ends its own": r"\bsubprocess\b|os\.(?:fork|system|popen|exec\w*|_exit|kill)|\bmultiprocessing\b",
     "uses the network": r"\bsocket\b|\burllib\b|\brequests\b",
