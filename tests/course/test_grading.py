@@ -277,6 +277,26 @@ def test_plain_values_are_judged_outside(small) -> None:
     }  # fmt: skip
 
 
+GUARD = """
+from coursework.inside import Guard
+from llama3_edu import checks
+guard = Guard(checks.EXERCISES)
+import torch._dynamo, torch.utils.flop_counter
+assert guard.replaced() == [], guard.replaced()
+torch.equal = torch.allclose
+checks.compare.difference.__code__ = (lambda came, wanted, tolerance=0: "").__code__
+object.__setattr__(next(iter(checks.EXERCISES)), "judge", print)
+print(len(guard.replaced()))
+"""
+
+
+def test_the_guard_notices_what_was_replaced_and_nothing_that_torch_does_itself() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])}
+    done = subprocess.run([sys.executable, "-c", GUARD], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3
+
+
 @pytest.mark.slow
 @pytest.mark.sandbox
 def test_selfcheck_passes_for_every_exercise(course, bwrap, private) -> None:

@@ -31,6 +31,9 @@ __all__ = ["main"]
 OF_THE_SHELL = ("_", "__", "___", "display", "exit", "get_ipython", "quit")
 """What IPython puts among the builtins, and takes away, by itself."""
 
+OF_TORCH = "torch.manual_seed"
+"""What torch replaces by itself, when its compiler is first imported."""
+
 LONGEST_MESSAGE = 600
 """Characters of an error's message that are told."""
 
@@ -199,7 +202,7 @@ class Guard:
         for place_name, (place, before) in self._before.items():
             now = _contents(place)
             found += [f"{place_name}.{name}" for name, value in before.items() if now.get(name) is not value]
-        return found
+        return [name for name in found if not name.startswith(OF_TORCH)]
 
 
 def _contents(place: Any) -> dict[str, Any]:
