@@ -1,5 +1,6 @@
 # Two commands matter: `make book` and `make test`. Each makes .venv and installs what it needs, once; nothing outside this
-# folder is touched, except that `make test` installs Chromium with apt-get where a Debian machine has no browser.
+# folder is touched, except that `make test` installs Chromium with apt-get where a Debian machine has no browser, and
+# `make test-slow` bubblewrap.
 
 PYTHON ?= python3
 CHROMIUM ?=
@@ -8,11 +9,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUILT := _build/.built
+NBGRADER := .venv-instructors/.installed
 
 BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
 PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
 IN_BROWSER := tests/book/test_browser.py $(filter-out tests/widgets/test_classes.py tests/widgets/test_colab.py, \
     $(wildcard tests/widgets/test_*.py))
+
+# bubblewrap is Linux's. Elsewhere the grader refuses to run submissions, and that is what is tested.
+COURSE_TESTS := $(if $(filter Linux,$(shell uname -s)),slow,"slow and not sandbox")
 
 # Kernels come from .venv, and whatever IPython, Jupyter and matplotlib write for themselves stays in it.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -26,7 +31,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test test-unit test-notebooks test-browser test-slow notebooks lock clean clean-all
+.PHONY: help install instructors book test test-unit test-notebooks test-browser test-slow test-instructors notebooks lock clean clean-all
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +40,12 @@ install: $(INSTALLED) ## Make .venv and install everything into it
 
 $(INSTALLED): requirements.txt pyproject.toml tools/environment.sh
 	PYTHON="$(PYTHON)" tools/environment.sh
+	@touch $@
+
+instructors: $(NBGRADER) ## Make .venv-instructors: nbgrader beside the book's own environment
+
+$(NBGRADER): $(INSTALLED) requirements-instructors.txt tools/instructors.sh
+	PYTHON="$(PYTHON)" tools/instructors.sh
 	@touch $@
 
 book: $(BUILT) ## Execute every chapter and build the site: _build/html/index.html
@@ -58,8 +69,11 @@ test-browser: $(BUILT) ## Test the built site and every widget, in a browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
 	$(BIN)/python -m pytest tests/book/test_site.py $(IN_BROWSER)
 
-test-slow: $(INSTALLED) ## Run the slow tests: the built wheel alone in an empty environment
-	$(BIN)/python -m pytest tests -m slow $(addprefix --ignore=,tests/book $(IN_BROWSER))
+test-slow: $(INSTALLED) test-instructors ## Run the slow tests: the built wheel alone in an empty environment; the course
+	$(BIN)/python -m pytest tests -m slow $(addprefix --ignore=,tests/book tests/course $(IN_BROWSER))
+
+test-instructors: $(NBGRADER) ## Test the course: nbgrader's own grades; on Linux every submission in the sandbox, too
+	$(BIN)/python -m pytest tests/course -m $(COURSE_TESTS)
 
 notebooks: $(INSTALLED) ## Execute every notebook in place and make it ready to commit
 	$(BIN)/python tools/notebooks.py run
@@ -68,10 +82,12 @@ lock: $(INSTALLED) ## Resolve requirements.in anew into requirements.txt
 	$(BIN)/python -m pip install --quiet uv
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
 	    --fork-strategy fewest --no-annotate requirements.in --output-file requirements.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	    --fork-strategy fewest --no-annotate requirements-instructors.in --output-file requirements-instructors.txt
 
 clean: ## Remove what was built; keep .venv
 	rm -rf _build build dist .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-clean-all: clean ## Remove .venv as well
-	rm -rf $(VENV)
+clean-all: clean ## Remove .venv and .venv-instructors as well
+	rm -rf $(VENV) .venv-instructors

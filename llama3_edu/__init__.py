@@ -1,5 +1,6 @@
 """Llama 3 and its KV cache, small enough to read and fast enough to use."""
 
+from llama3_edu import checks
 from llama3_edu.attention import attend, attention_weights, fused_attend, repeat_kv
 from llama3_edu.beam import BeamResult, beam_search
 from llama3_edu.cache import (

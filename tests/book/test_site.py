@@ -147,6 +147,30 @@ def test_notebooks_offer_colab_and_their_own_file(page: Path, soup: BeautifulSou
     assert (page.parent / download["href"]).resolve().read_bytes() == (ROOT / name).read_bytes()
 
 
+def written_for_instructors() -> dict[str, str]:
+    """Texts of the hidden checks and solutions that the tests keep, without blanks, and words that stand nowhere else."""
+    kept = ROOT / "tests" / "course" / "private"
+    texts = [path.read_text(encoding="utf-8") for path in kept.glob("*/*.py")]
+    lines = {line.strip() for text in texts for line in text.splitlines() if len(line) > 45}
+    return {"".join(line.split()): line for line in lines if not line.startswith(("import", "from"))} | {"zebra": "zebra_keys"}
+
+
+def test_the_site_shows_no_hidden_check_and_no_private_solution() -> None:
+    kinds = {".html", ".js", ".json", ".ipynb", ".md", ".txt", ".py", ".inv"}
+    texts = [path for path in SITE.rglob("*") if path.suffix in kinds and "mathjax" not in path.parts]
+    assert SITE / "searchindex.js" in texts and any("_sources" in path.parts for path in texts)
+    marks = [*written_for_instructors(), "###BEGINHIDDENTESTS", "###BEGINSOLUTION"]
+    assert len(marks) > 8
+    for path in texts:
+        bare = "".join(path.read_bytes().decode(errors="replace").split())
+        assert [mark for mark in marks if mark in bare] == [], path
+
+
+def test_the_site_is_made_of_listed_pages_alone() -> None:
+    sources = [path.relative_to(SITE / "_sources") for path in (SITE / "_sources").rglob("*") if path.is_file()]
+    assert {path.with_suffix("").as_posix() for path in sources} == set(PAGES)
+
+
 def test_the_reference_has_every_name_of_the_package() -> None:
     public = {name for name, value in vars(le).items() if name[0] != "_" and not isinstance(value, types.ModuleType)}
     documented = {place["id"].rpartition(".")[2] for place in soup_of(SITE / "book/api.html").select("dt.sig[id]")}

@@ -1,0 +1,1 @@
+"""The instructors' side of the exercises: assignments out, submissions in, grades and feedback out."""
