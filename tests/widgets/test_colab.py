@@ -70,9 +70,14 @@ def test_a_live_monitor_tells_its_page_from_its_own_thread(kernel: colab.Kernel)
     assert kernel.printed("print(monitor.live, monitor.step + 1 == monitor.num_steps, monitor)") == "False True MemoryMonitor()\n"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path: Path, python: Path, tmp_path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_notebook_runs_and_checks_say_one_line(path: Path, python: Path, tmp_path: Path) -> None:
+    notebook, committed = nbformat.read(path, as_version=4), nbformat.read(path, as_version=4)
     environment = {**os.environ, "IPYTHONDIR": str(tmp_path), "PYTHONPATH": ""}
     client = NotebookClient(notebook, km=colab.Manager(python), timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute(env=environment)
+    checks = [(cell, before) for cell, before in zip(notebook.cells, committed.cells) if "check" in cell.metadata.get("tags", ())]
+    assert bool(checks) == (path.parent.name == "exercises")
+    for cell, before in checks:
+        (shown,), (wanted,) = cell.outputs, before.outputs
+        assert shown.traceback == wanted.traceback and len(shown.traceback) == 1, "one line, and no way through the package's code"
