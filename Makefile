@@ -31,7 +31,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install instructors book test test-unit test-notebooks test-browser test-slow test-instructors notebooks lock clean clean-all
+.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-instructors notebooks lock clean clean-all
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -56,7 +56,12 @@ $(BUILT): $(INSTALLED) $(BOOK_SOURCES) $(PACKAGE_SOURCES)
 	$(BIN)/jupyter-book build . --all -W --keep-going
 	@touch $@
 
-test: test-unit test-notebooks test-browser ## Run every test but the slow ones
+# Two at a time, with one thread each: most machines that run tests have two cores. Where make can, what each prints stays together.
+TOGETHER = OMP_NUM_THREADS=1 $(MAKE) -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+test: $(INSTALLED) browser ## Run every test but the slow ones
+	$(TOGETHER) test-unit test-notebooks $(BUILT)
+	$(TOGETHER) test-site test-widgets
 
 test-unit: $(INSTALLED) ## Test the package: units, properties, parity with transformers
 	$(BIN)/python -m pytest tests $(addprefix --ignore=,tests/book $(IN_BROWSER))
@@ -65,9 +70,18 @@ test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come ou
 	$(BIN)/python -m pytest tests/book/test_notebooks.py tests/book/test_gallery.py
 	$(BIN)/python -m pytest --nbval --nbval-current-env book
 
-test-browser: $(BUILT) ## Test the built site and every widget, in a browser
+test-browser: test-site test-widgets ## Test the built site and every widget, in a browser
+
+test-site: $(BUILT) browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
-	$(BIN)/python -m pytest tests/book/test_site.py $(IN_BROWSER)
+	$(BIN)/python -m pytest tests/book/test_site.py tests/book/test_browser.py
+
+test-widgets: $(INSTALLED) browser
+	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
+	$(BIN)/python -m pytest $(filter tests/widgets/%,$(IN_BROWSER))
+
+browser: $(INSTALLED)
+	@CHROMIUM="$(CHROMIUM)" tools/chromium.sh >/dev/null
 
 test-slow: $(INSTALLED) test-instructors ## Run the slow tests: the built wheel alone in an empty environment; the course
 	$(BIN)/python -m pytest tests -m slow $(addprefix --ignore=,tests/book tests/course $(IN_BROWSER))
