@@ -51,15 +51,16 @@ def leave_out_thebe(
 def mend_pages(app: Sphinx, error: Exception | None) -> None:
     """Put right what the theme and docutils write into every page.
 
-    A list of references calls itself a list but its items no list items, which confuses screen readers. Browsers refuse a preloaded
-    font to a page that was opened as a file; style sheets load the fonts in any case. And they hold the icons: the script that
-    draws the same icons once more is by far the heaviest file of a page.
+    A list of references calls itself a list but its items no list items, and what unfolds a chapter in the contents has no name: both
+    leave screen readers at a loss. Browsers refuse a preloaded font to a page that was opened as a file; style sheets load the fonts
+    in any case. And they hold the icons: the script that draws the same icons once more is by far the heaviest file of a page.
     """
     if error is None and app.builder.format == "html":
         for page in Path(app.outdir).rglob("*.html"):
             text = page.read_text(encoding="utf-8")
             text = re.sub(r'\s*<link rel="preload"[^>]*(?:as="font"|fontawesome)[^>]*>', "", text)
             text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+            text = text.replace('<summary><span class="toctree-toggle"', '<summary aria-label="What stands below this"><span class="toctree-toggle"')
             text = re.sub(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", signature_lines, text, flags=re.DOTALL)
             page.write_text(re.sub(r'\s*<script[^>]*fontawesome[^>]*></script>', "", text), encoding="utf-8")
 
