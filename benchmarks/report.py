@@ -19,22 +19,33 @@ class Report:
         title: what is measured, in a line.
         notes: how: sizes, seeds, what is counted and what is timed.
         command: the options it was run with, behind `python -m benchmarks.NAME`.
+        script: the module, where several reports come from one; else the same as the name.
+        versions: of what was compared, and the day of the measurement, where a table depends on them.
     """
 
     name: str
     title: str
     notes: Sequence[str]
     command: str = ""
+    script: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
     rows: list[Mapping[str, object]] = field(default_factory=list)
+    figures: list[Mapping[str, object]] = field(default_factory=list)
 
     def add(self, **row: object) -> None:
         """Add a row."""
         self.rows.append(row)
 
+    def record(self, **figures: object) -> None:
+        """Keep numbers with all their digits for whoever reads the JSON file; the table does not show them."""
+        self.figures.append(figures)
+
     def markdown(self) -> str:
         """Return title, machine, table and notes."""
         columns = [name.replace("_", " ") for name in self.rows[0]]
-        lines = [f"# {self.title}", "", f"`python -m benchmarks.{self.name}{self.command}` on {describe()}", ""]
+        lines = [f"# {self.title}", "", f"`python -m benchmarks.{self.script or self.name}{self.command}` on {describe()}", ""]
+        if self.versions:
+            lines += [", ".join(f"{name} {version}" for name, version in self.versions.items()), ""]
         lines += [_row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]
         lines += [_row([_shown(value) for value in row.values()]) for row in self.rows]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), ""])
@@ -45,6 +56,10 @@ class Report:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
         figures = {"title": self.title, "hardware": describe(), "notes": list(self.notes), "rows": self.rows}
+        if self.versions:
+            figures |= {"versions": dict(self.versions), "command": f"{self.script or self.name}{self.command}"}
+        if self.figures:
+            figures["figures"] = self.figures
         (RESULTS / f"{self.name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,186 @@
+"""Contenders that live in this process: this package's own paths, the loop a textbook would write, and the limit.
+
+All decode as `benchmarks.peers` do: keys and values of a prompt are put back before every sample, one step is run that is not
+timed, then `steps` are.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.workers import Worker
+from llama3_edu import KVCache, Llama, NoCache, rope_angles, rope_frequencies, rotate, stream
+
+import inspect  # noqa: E402
+FAST = lambda fast: {"fast": fast} if "fast" in inspect.signature(stream).parameters else {}  # noqa: E731  # TEMPORARY
+
+Prepared = list[tuple[Tensor, Tensor]]
+"""Keys and values of a prompt, per layer."""
+
+
+class Noted(NoCache):
+    """Keeps nothing and notes what it was shown: keys and values that can be put into any cache afterwards."""
+
+    def __init__(self) -> None:
+        self.layers: Prepared = []
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.layers.append((k, v))
+        return k, v
+
+
+@torch.no_grad()
+def prepared(model: Llama, tokens: list[int]) -> Prepared:
+    """Return the keys and values of all tokens but the last, which decoding starts with."""
+    noted = Noted()
+    model.next_logits(torch.tensor([tokens[:-1]]), noted)
+    return noted.layers
+
+
+def put_back(cache: KVCache, layers: Prepared) -> KVCache:
+    """Fill an empty cache with what a prompt left."""
+    cache.reserve(torch.arange(layers[0][0].shape[1])[None])
+    for layer, (k, v) in enumerate(layers):
+        cache.update(layer, k, v)
+    return cache
+
+
+@dataclass
+class Ours:
+    """This package: `stream` with a cache.
+
+    Args:
+        make: makes an empty cache for the prompt and the steps.
+        fast: whether the paths of `llama3_edu.kernels` may be taken, or the readable model alone.
+    """
+
+    name: str
+    model: Llama
+    prompt: list[int]
+    layers: Prepared
+    steps: int
+    make: Callable[[], KVCache]
+    fast: bool
+    pid: int = os.getpid()
+    tokens: list[int] = field(default_factory=list)
+
+    def sample(self) -> float:
+        cache = put_back(self.make(), self.layers)
+        chosen = stream(self.model, torch.tensor([self.prompt]), max_new_tokens=self.steps + 1, cache=cache, **FAST(self.fast))
+        self.tokens = [next(chosen).item()]
+        start = time.perf_counter()
+        self.tokens += [token.item() for token in chosen]
+        return time.perf_counter() - start
+
+
+@dataclass
+class Textbook:
+    """The loop that one would write after a chapter on the KV cache: plain modules' weights, a cache allocated ahead."""
+
+    model: Llama
+    prompt: list[int]
+    layers: Prepared
+    steps: int
+    name: str = "textbook loop"
+    pid: int = os.getpid()
+    tokens: list[int] = field(default_factory=list)
+
+    @torch.inference_mode()
+    def sample(self) -> float:
+        config, held = self.model.config, len(self.prompt) - 1
+        shape = (config.n_layers, 2, 1, config.n_kv_heads, held + self.steps + 1, config.head_dim)
+        cache = torch.zeros(shape, dtype=self.model.dtype)
+        for kept, (k, v) in zip(cache, self.layers):
+            kept[0, :, :, :held], kept[1, :, :, :held] = k.transpose(1, 2), v.transpose(1, 2)
+        self.tokens = [self._step(self.prompt[-1], held, cache)]
+        start = time.perf_counter()
+        for position in range(held + 1, held + 1 + self.steps):
+            self.tokens.append(self._step(self.tokens[-1], position, cache))
+        return time.perf_counter() - start
+
+    def _step(self, token: int, position: int, cache: Tensor) -> int:
+        config = self.model.config
+        cos, sin = rope_angles(rope_frequencies(config), torch.tensor([[position]]), self.model.dtype)
+        x = self.model.tok_embeddings.weight[token][None]
+        for block, (keys, values) in zip(self.model.layers, cache):
+            attention, feed_forward = block.attention, block.feed_forward
+            normed = block.attention_norm(x)
+            q, k, v = (F.linear(normed, w.weight).view(1, 1, -1, config.head_dim) for w in (attention.wq, attention.wk, attention.wv))
+            q = rotate(q, cos, sin).transpose(1, 2)
+            keys[:, :, position] = rotate(k, cos, sin)[:, 0]
+            values[:, :, position] = v[:, 0]
+            seen = slice(0, position + 1)
+            out = F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen], enable_gqa=True)
+            x = x + F.linear(out.reshape(1, -1), attention.wo.weight)
+            normed = block.ffn_norm(x)
+            gated = F.silu(F.linear(normed, feed_forward.w1.weight)) * F.linear(normed, feed_forward.w3.weight)
+            x = x + F.linear(gated, feed_forward.w2.weight)
+        return F.linear(self.model.norm(x), self.model.output.weight).argmax().item()
+
+
+@dataclass
+class Peer:
+    """A worker that decodes from what it prepared."""
+
+    worker: Worker
+    steps: int
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.worker.name
+
+    @property
+    def pid(self) -> int:
+        return self.worker.pid
+
+    def sample(self) -> float:
+        found = self.worker.call("decode", steps=self.steps)
+        self.tokens = found["tokens"]
+        return found["seconds"]
+
+
+class Limit:
+    """Reads what a decode step has to read, and nothing else: every weight once, and every key and value once.
+
+    Args:
+        how: `matrices`: `torch.mv` over the model's own matrices, one after the other, and over keys and values; `one matrix`:
+            `torch.mv` over a single float32 matrix of as many bytes; `sum`: its sum. The fastest of the three is the limit.
+    """
+
+    WAYS = ("matrices", "one matrix", "sum")
+
+    def __init__(self, how: str, model: Llama, *, context: int, steps: int) -> None:
+        self.name, self.pid, self.steps, self._how = f"limit: {how}", os.getpid(), steps, how
+        self._matrices = list(distinct_matrices(model))
+        config = model.config
+        kv = torch.randn(2 * config.n_layers, context, config.kv_dim).to(model.dtype)
+        self._matrices += list(kv)
+        self.nbytes = sum(matrix.nbytes for matrix in self._matrices)
+        self._vectors = {matrix.shape[1]: torch.ones(matrix.shape[1], dtype=matrix.dtype) for matrix in self._matrices}
+        if how != "matrices":
+            self._matrices = [torch.ones(math.ceil(self.nbytes / 4 / 1024), 1024)]
+            self._vectors = {1024: torch.ones(1024)}
+
+    @torch.inference_mode()
+    def sample(self) -> float:
+        start = time.perf_counter()
+        for _ in range(self.steps):
+            if self._how == "sum":
+                self._matrices[0].sum().item()
+            else:
+                for matrix in self._matrices:
+                    torch.mv(matrix, self._vectors[matrix.shape[1]])
+        return time.perf_counter() - start
+
+
+def distinct_matrices(model: Llama) -> list[Tensor]:
+    """Return the matrices that a decode step multiplies with: the output projection once, tied or not, of embeddings no more than a row."""
+    named = {name: weight for name, weight in model.named_parameters() if weight.dim() == 2 and not name.startswith("tok_embeddings")}
+    return [weight.data for weight in {**named, "output.weight": model.output.weight}.values()]
