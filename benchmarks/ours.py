@@ -80,6 +80,25 @@ class Ours:
 
 
 @dataclass
+class Timed:
+    """Anything that is timed from beginning to end.
+
+    Args:
+        work: what is timed; where it returns a number, that is the seconds that count.
+        pid: of the process that does it.
+    """
+
+    name: str
+    work: Callable[[], object]
+    pid: int = os.getpid()
+
+    def sample(self) -> float:
+        start = time.perf_counter()
+        found = self.work()
+        return found if isinstance(found, float) else time.perf_counter() - start
+
+
+@dataclass
 class Textbook:
     """The loop that one would write after a chapter on the KV cache: plain modules' weights, a cache allocated ahead."""
 
