@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import models, speed
-from benchmarks.ours import FAST, Timed
+from benchmarks.ours import Timed
 from benchmarks.timing import measure, ratios
 from benchmarks.workers import Worker, peer
 from benchmarks.workload import Lengths, random_ids, requests
@@ -58,7 +58,7 @@ def drawn(given: argparse.Namespace, vocab_size: int) -> Wishes:
 def engine(model: Llama, wishes: Wishes, max_batch: int) -> list[list[int]]:
     blocks = max_batch * -(-LONGEST // BLOCK)
     made = Engine(
-        model, num_blocks=blocks, block_size=BLOCK, max_batch=max_batch, prefix_caching=False, **FAST(True)
+        model, num_blocks=blocks, block_size=BLOCK, max_batch=max_batch, prefix_caching=False, fast=True
     )
     sequences = [made.add(prompt, max_new_tokens=lengths.new) for prompt, lengths in wishes]
     made.run()
@@ -69,7 +69,7 @@ def one_by_one(model: Llama, wishes: Wishes) -> list[list[int]]:
     texts = []
     for prompt, lengths in wishes:
         cache = ContiguousCache(model.config, max_seq_len=lengths.prompt + lengths.new, dtype=model.dtype)
-        texts.append(generate(model, torch.tensor([prompt]), max_new_tokens=lengths.new, cache=cache, **FAST(True))[0].tolist())
+        texts.append(generate(model, torch.tensor([prompt]), max_new_tokens=lengths.new, cache=cache, fast=True)[0].tolist())
     return texts
 
 

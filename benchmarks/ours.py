@@ -16,9 +16,7 @@ from torch.nn import functional as F
 
 from benchmarks.workers import Worker
 from llama3_edu import KVCache, Llama, NoCache, rope_angles, rope_frequencies, rotate, stream
-
-import inspect  # noqa: E402
-FAST = lambda fast: {"fast": fast} if "fast" in inspect.signature(stream).parameters else {}  # noqa: E731  # TEMPORARY
+from llama3_edu.kernels.projection import make_projection
 
 Prepared = list[tuple[Tensor, Tensor]]
 """Keys and values of a prompt, per layer."""
@@ -72,7 +70,7 @@ class Ours:
 
     def sample(self) -> float:
         cache = put_back(self.make(), self.layers)
-        chosen = stream(self.model, torch.tensor([self.prompt]), max_new_tokens=self.steps + 1, cache=cache, **FAST(self.fast))
+        chosen = stream(self.model, torch.tensor([self.prompt]), max_new_tokens=self.steps + 1, cache=cache, fast=self.fast)
         self.tokens = [next(chosen).item()]
         start = time.perf_counter()
         self.tokens += [token.item() for token in chosen]
@@ -166,37 +164,41 @@ class Peer:
 
 
 class Limit:
-    """Reads what a decode step has to read, and nothing else: every weight once, and every key and value once.
+    """Reads as many bytes as a decode step has to, and does nothing else: every weight once, and every key and value once.
 
-    Args:
-        how: `matrices`: `torch.mv` over the model's own matrices, one after the other, and over keys and values; `one matrix`:
-            `torch.mv` over a single float32 matrix of as many bytes; `sum`: its sum. The fastest of the three is the limit.
+    Several ways are tried, and the fastest is the limit: `torch.mv` over the model's own matrices, one after the other, and over keys
+    and values as they lie; and over one float32 matrix of as many bytes in all, `torch.mv`, the product that `llama3_edu.kernels`
+    takes, and a sum.
     """
 
-    WAYS = ("matrices", "one matrix", "sum")
-
-    def __init__(self, how: str, model: Llama, *, context: int, steps: int) -> None:
-        self.name, self.pid, self.steps, self._how = f"limit: {how}", os.getpid(), steps, how
-        self._matrices = list(distinct_matrices(model))
-        config = model.config
-        kv = torch.randn(2 * config.n_layers, context, config.kv_dim).to(model.dtype)
-        self._matrices += list(kv)
-        self.nbytes = sum(matrix.nbytes for matrix in self._matrices)
-        self._vectors = {matrix.shape[1]: torch.ones(matrix.shape[1], dtype=matrix.dtype) for matrix in self._matrices}
-        if how != "matrices":
-            self._matrices = [torch.ones(math.ceil(self.nbytes / 4 / 1024), 1024)]
-            self._vectors = {1024: torch.ones(1024)}
+    def __init__(self, how: str, work: Callable[[], object], *, nbytes: int, steps: int) -> None:
+        self.name, self.pid, self.nbytes = f"limit: {how}", os.getpid(), nbytes
+        self._work, self._steps = work, steps
 
     @torch.inference_mode()
     def sample(self) -> float:
         start = time.perf_counter()
-        for _ in range(self.steps):
-            if self._how == "sum":
-                self._matrices[0].sum().item()
-            else:
-                for matrix in self._matrices:
-                    torch.mv(matrix, self._vectors[matrix.shape[1]])
+        for _ in range(self._steps):
+            self._work()
         return time.perf_counter() - start
+
+
+def limits(model: Llama, *, context: int, steps: int) -> list[Limit]:
+    """Return every way of reading what a step reads behind `context` tokens."""
+    config = model.config
+    kv = torch.randn(2 * config.n_layers, context, config.kv_dim).to(model.dtype)
+    matrices = [*distinct_matrices(model), *kv]
+    nbytes = sum(matrix.nbytes for matrix in matrices)
+    vectors = {matrix.shape[1]: torch.ones(matrix.shape[1], dtype=matrix.dtype) for matrix in matrices}
+    whole, vector = torch.ones(math.ceil(nbytes / 4 / 1024), 1024), torch.ones(1024)
+    product = make_projection(whole)
+    ways: dict[str, Callable[[], object]] = {
+        "mv, matrix by matrix": lambda: [torch.mv(matrix, vectors[matrix.shape[1]]) for matrix in matrices],
+        "mv, one matrix": lambda: torch.mv(whole, vector),
+        "product, one matrix": lambda: product(vector[None]),
+        "sum": lambda: whole.sum(),
+    }
+    return [Limit(how, work, nbytes=nbytes, steps=steps) for how, work in ways.items()]
 
 
 def distinct_matrices(model: Llama) -> list[Tensor]:

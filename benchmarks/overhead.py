@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import models, speed
 from benchmarks.decode import OURS, REFERENCE
-from benchmarks.ours import FAST, Timed
+from benchmarks.ours import Timed
 from benchmarks.timing import measure, ratios
 from benchmarks.workers import peer
 from benchmarks.workload import random_ids
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def ours(model: Llama, prompt: list[int], new_tokens: int, *, fast: bool) -> None:
     cache = ContiguousCache(model.config, max_seq_len=len(prompt) + new_tokens, dtype=model.dtype)
-    generate(model, torch.tensor([prompt]), max_new_tokens=new_tokens, cache=cache, **FAST(fast))
+    generate(model, torch.tensor([prompt]), max_new_tokens=new_tokens, cache=cache, fast=fast)
 
 
 def _finish(given: argparse.Namespace, contenders: Sequence[Timed], *, versions: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import models, speed
 from benchmarks.decode import OURS, REFERENCE
-from benchmarks.ours import FAST, Timed
+from benchmarks.ours import Timed
 from benchmarks.timing import measure, ratios
 from benchmarks.workers import Worker, peer
 from benchmarks.workload import random_ids
@@ -62,7 +62,7 @@ def _contenders(model: Llama, workers: Sequence[Worker], prompt: list[int]) -> l
 
 def prefill(model: Llama, prompt: list[int], *, fast: bool) -> None:
     cache = ContiguousCache(model.config, max_seq_len=len(prompt), dtype=model.dtype)
-    generate(model, torch.tensor([prompt]), max_new_tokens=1, cache=cache, **FAST(fast))
+    generate(model, torch.tensor([prompt]), max_new_tokens=1, cache=cache, fast=fast)
 
 
 if __name__ == "__main__":
