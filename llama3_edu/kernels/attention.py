@@ -4,12 +4,16 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from llama3_edu.attention import fused_attend
 from llama3_edu.cache.base import KVCache
+from llama3_edu.cache.paged import PagedCache
+from llama3_edu.cache.quantized import QuantizedCache
+from llama3_edu.cache.store import QuantizedStore
+from llama3_edu.kernels.few_bits import attend_in_few_bits
 from llama3_edu.positions import PAD, causal_mask
 
 __all__ = ["Attend", "attention_over"]
@@ -27,10 +31,20 @@ def attention_over(
         positions: where the new tokens stand.
         key_positions: what `reserve` returned.
     """
+    if positions.shape[1] == 1 and isinstance(cache, (PagedCache, QuantizedCache)) and isinstance(cache.store, QuantizedStore):
+        return _in_few_bits(cache, visible=key_positions != PAD)
     if _is_whole_prompt(positions, key_positions):
         return lambda layer, q, k, v: _causal_attend(q, *cache.update(layer, k, v))
     mask = _mask(positions, key_positions)
     return lambda layer, q, k, v: fused_attend(q, *cache.update(layer, k, v), mask)
+
+
+def _in_few_bits(cache: PagedCache | QuantizedCache, *, visible: Bool[Tensor, "batch kv_len"]) -> Attend:
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.write(layer, k, v)
+        return attend_in_few_bits(q, cache.store, layer=layer, blocks=cache.blocks, visible=visible)
+
+    return attend
 
 
 def _mask(positions: Int[Tensor, "batch new_len"], key_positions: Int[Tensor, "batch kv_len"]) -> Tensor | None:
