@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUILT := _build/.built
 NBGRADER := .venv-instructors/.installed
+PEERS := .venv-peers/.installed
 
 BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
 PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
@@ -31,7 +32,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-instructors notebooks lock clean clean-all
+.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-instructors notebooks peers benchmarks lock clean clean-all
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -92,6 +93,16 @@ test-instructors: $(NBGRADER) ## Test the course: nbgrader's own grades; on Linu
 notebooks: $(INSTALLED) ## Execute every notebook in place and make it ready to commit
 	$(BIN)/python tools/notebooks.py run
 
+peers: $(PEERS) ## Make .venv-peers: what speed is compared with, and the models that are measured
+
+$(PEERS): $(INSTALLED) benchmarks/peers-requirements.txt benchmarks/peers.sh benchmarks/models.py benchmarks/peers/convert.py
+	benchmarks/peers.sh
+	@touch $@
+
+benchmarks: $(PEERS) ## Measure speed beside peers, on a quiet machine: 20 minutes; what is measured already stays
+	$(BIN)/python -m benchmarks.all
+	$(BIN)/python tools/notebooks.py run book/how_fast.ipynb
+
 lock: $(INSTALLED) ## Resolve requirements.in anew into requirements.txt
 	$(BIN)/python -m pip install --quiet uv
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
@@ -103,5 +114,5 @@ clean: ## Remove what was built; keep .venv
 	rm -rf _build build dist .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-clean-all: clean ## Remove .venv and .venv-instructors as well
-	rm -rf $(VENV) .venv-instructors
+clean-all: clean ## Remove .venv, .venv-instructors and .venv-peers as well
+	rm -rf $(VENV) .venv-instructors .venv-peers

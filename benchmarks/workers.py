@@ -1,7 +1,9 @@
 """Contenders in other processes: started once, asked for one sample at a time, ended with this one."""
 
+import contextlib
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ class Worker:
 
     def __init__(self, name: str, command: list[str]) -> None:
         self.name = name
+        self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         self.pid = self._process.pid
         self.version: str = self._reply()
@@ -38,7 +41,9 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         """End the process: it stops when its requests do."""
-        self._process.stdin.close()
+        self._errors.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -51,21 +56,24 @@ class Worker:
         Raises:
             PeerFailed: it raised, or its process ended.
         """
-        try:
+        with contextlib.suppress(BrokenPipeError):  # where it ended, the reply that does not come says so
             self._process.stdin.write(json.dumps({"call": name, "with": arguments}) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it ended; the reply that does not come says so
         return self._reply()
 
     def _reply(self) -> Any:
         line = self._process.stdout.readline()
         if not line:
-            raise PeerFailed(f"{self.name}: its process ended with exit status {self._process.wait()}")
+            raise PeerFailed(f"{self.name}: its process ended with exit status {self._process.wait()}{self._last_words()}")
         reply = json.loads(line)
         if "error" in reply:
             raise PeerFailed(f"{self.name}: {reply['error']}")
         return reply["value"]
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().split("\n")
+        return next((f": {line}" for line in reversed(lines) if line.strip()), "")
 
 
 def peer(name: str, model: Path, *, dtype: str, threads: int) -> Worker:
@@ -81,7 +89,7 @@ def peer(name: str, model: Path, *, dtype: str, threads: int) -> Worker:
     folder = model if name == "transformers" else model.parent / FOLDERS[name]
     for path, remedy in ((PEERS_PYTHON, "make it"), (folder, "convert the model")):
         if not path.exists():
-            raise PeerFailed(f"{name}: there is no {path.relative_to(ROOT)}; benchmarks/peers.sh will {remedy}")
+            raise PeerFailed(f"{name}: there is no {path}; benchmarks/peers.sh will {remedy}")
     module = f"benchmarks.peers.{name}_peer"
     command = [str(PEERS_PYTHON), "-m", module, str(folder), "--dtype", dtype, "--threads", str(threads)]
     return Worker(name, command)

@@ -28,7 +28,7 @@ LEVELS = (
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),
     (
-        "plots",
+        "plots", "measured",
         "widgets.schema", "widgets.base", "widgets.pool",
         "widgets.cache_growth", "widgets.causal_mask", "widgets.decoder_shapes", "widgets.recompute_triangle",
         "widgets.head_groups", "widgets.memory_calculator", "widgets.memory_monitor", "widgets.roofline",
