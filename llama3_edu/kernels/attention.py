@@ -49,8 +49,6 @@ def _in_few_bits(cache: PagedCache | QuantizedCache, *, visible: Bool[Tensor, "b
 
 def _mask(positions: Int[Tensor, "batch new_len"], key_positions: Int[Tensor, "batch kv_len"]) -> Tensor | None:
     """True where a query may look at a key; None where every one may look at all."""
-    if positions.shape == (1, 1):
-        return None  # one row's newest token: the cache hands back what stands at or before it
     mask = causal_mask(positions, key_positions)
     return None if mask.all() else mask
 

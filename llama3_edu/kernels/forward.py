@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from llama3_edu.cache.base import KVCache, lengths
+from llama3_edu.cache.base import KVCache, NoCache, lengths
 from llama3_edu.config import LlamaConfig
 from llama3_edu.kernels.attention import Attend, attention_over
 from llama3_edu.kernels.packed import PackedLayer, PackedLlama
@@ -26,7 +26,7 @@ __all__ = ["FastLlama"]
 
 
 class FastLlama:
-    """Computes what `Llama.next_logits` computes, from packed weights.
+    """Computes what `Llama` computes, from packed weights. No gradient flows through it.
 
     The results are equal up to rounding: sums are added up in another order.
 
@@ -47,25 +47,45 @@ class FastLlama:
         """Bytes held beside the model's own weights."""
         return self._output.nbytes_beside + sum(layer.nbytes_beside for layer in self._layers)
 
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch new_len"],
+        cache: KVCache | None = None,
+        positions: Int[Tensor, "batch new_len"] | None = None,
+    ) -> Float[Tensor, "batch new_len vocab_size"]:
+        """Return the logits that follow every token. Arguments and errors are those of `Llama.forward`."""
+        x, _ = self._hidden(tokens, cache, positions)
+        return self._output(self._final_norm(x)).view(*tokens.shape, -1)
+
     def next_logits(
         self,
         tokens: Int[Tensor, "batch new_len"],
-        cache: KVCache,
+        cache: KVCache | None = None,
         positions: Int[Tensor, "batch new_len"] | None = None,
     ) -> Float[Tensor, "batch vocab_size"]:
         """Return the logits that follow each row's last real token. Arguments and errors are those of `Llama.next_logits`."""
+        x, positions = self._hidden(tokens, cache, positions)
+        return self._output(self._final_norm(_last_of_each_row(x, positions)))
+
+    def _hidden(
+        self, tokens: Tensor, cache: KVCache | None, positions: Tensor | None
+    ) -> tuple[Float[Tensor, "tokens dim"], Int[Tensor, "batch new_len"]]:
+        """Run every block; return the residual stream of all rows, one behind the other, and the positions that were used."""
+        cache = NoCache() if cache is None else cache
         batch, new_len = tokens.shape
         if positions is None:
             positions = lengths(cache, batch).to(tokens.device)[:, None] + torch.arange(new_len, device=tokens.device)
         check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
-        key_positions = cache.reserve(positions)
-        attend = attention_over(cache, positions, key_positions)
+        attend = attention_over(cache, positions, cache.reserve(positions))
         turn = self._rotations.at(positions)
-        x = self.weights.embeddings[tokens.flatten()]  # [batch * new_len, dim], and so on to the end
+        x = self.weights.embeddings[tokens.flatten()]
         for index, layer in enumerate(self._layers):
             x = layer.attention(x, index, (batch, new_len), self.config, turn, attend)
             x = layer.feed_forward(x, self.config.norm_eps)
-        return self._output(rms_norm(_last_of_each_row(x, positions), self.weights.norm, self.config.norm_eps))
+        return x, positions
+
+    def _final_norm(self, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+        return rms_norm(x, self.weights.norm, self.config.norm_eps)
 
 
 class _Layer:
