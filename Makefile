@@ -12,7 +12,7 @@ BUILT := _build/.built
 NBGRADER := .venv-instructors/.installed
 PEERS := .venv-peers/.installed
 
-BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
+BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*') $(wildcard benchmarks/results/*.json)
 PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
 IN_BROWSER := tests/book/test_browser.py $(filter-out tests/widgets/test_classes.py tests/widgets/test_colab.py, \
     $(wildcard tests/widgets/test_*.py))

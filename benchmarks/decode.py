@@ -83,7 +83,7 @@ def _report(given: argparse.Namespace, workers: Sequence[Worker]) -> Report:
         given,
         name=f"decode_{given.model}_{given.dtype}",
         script="decode",
-        title=f"Decoding one sequence: {given.model}, {given.dtype}",
+        title=f"Decoding one sequence: {models.title(given.model)}, {given.dtype}",
         versions=[worker.version for worker in workers],
         notes=[
             f"Milliseconds per token of {given.steps} greedy steps behind a prompt of that many random tokens; the prompt is not timed, "

@@ -86,7 +86,7 @@ def _finish(given: argparse.Namespace, contenders: Sequence[Timed], wishes: Wish
     new_tokens = sum(lengths.new for _, lengths in wishes)
     report = speed.report(
         given, name="engine_throughput", script="engine_throughput", versions=versions,
-        title=f"Throughput of {len(wishes)} requests: {given.model}, float32",
+        title=f"Throughput of {len(wishes)} requests: {models.title(given.model)}, float32",
         notes=[
             f"{len(wishes)} requests that are all there at the start, lengths log-normal (standard deviation of the logarithm 1.0, seed {SEED}): prompts of "
             f"{statistics.mean(len(prompt) for prompt, _ in wishes):.0f} tokens on average, answers of {new_tokens / len(wishes):.0f}, "
@@ -99,13 +99,13 @@ def _finish(given: argparse.Namespace, contenders: Sequence[Timed], wishes: Wish
     timings = measure(contenders, rounds=given.rounds, quiet=speed.quiet(given))
     for timing in timings.values():
         times = statistics.median(ratios(timing, timings[ENGINE]))
-        speeds = [new_tokens / seconds for seconds in timing.seconds]
+        median, low, high = (new_tokens / seconds for seconds in (timing.median, *reversed(timing.quartiles)))
         report.add(
-            requests=timing.name, tokens_a_second=f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})",
+            requests=timing.name, tokens_a_second=f"{median:.0f} ({low:.0f} to {high:.0f})",
             time_over_the_engine=f"{times:.2f}", rejected=timing.rejected,
         )  # fmt: skip
         report.record(
-            requests=timing.name, over_engine=times, tokens_per_second=statistics.median(speeds), max_batch=given.max_batch, **timing.figures()
+            requests=timing.name, over_engine=times, tokens_per_second=median, max_batch=given.max_batch, **timing.figures()
         )
     speed.finish(report, given)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from llama3_edu import Llama, LlamaConfig, load_checkpoint, save_checkpoint
+from llama3_edu import Llama, LlamaConfig, load_checkpoint, parameter_count, save_checkpoint
 
 DIRECTORY = Path(__file__).resolve().parents[1] / ".venv-peers" / "models"
 SEED = 0
@@ -26,7 +26,8 @@ SHAPES = {
         dim=64, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=128, vocab_size=256, max_seq_len=4096, tie_embeddings=True
     ),
 }
-"""By name. `tiny` is the bundled model, which is trained."""
+"""By name. `tiny` is the bundled model, which is trained. `110m` has 100 million parameters; with a key head for every query head, which
+is how this shape is mostly seen, it would have 110."""
 
 STORED = {"1b": torch.bfloat16}
 """What a model's weights are stored as, where not as float32: the type they are measured in."""
@@ -42,6 +43,13 @@ def directory(name: str) -> Path:
     if not (home / "model.safetensors").exists():
         save_checkpoint(random_model(SHAPES[name], dtype=STORED.get(name, torch.float32)), home)
     return home
+
+
+def title(name: str) -> str:
+    """Return what a model is called in a table's title: how many parameters it has."""
+    config = LlamaConfig.from_json(directory(name) / "config.json")
+    count = parameter_count(config)
+    return f"{count / 1e9:.2f} billion parameters" if count >= 1e9 else f"{count / 1e6:,.1f} million parameters"
 
 
 def load(name: str, dtype: torch.dtype) -> Llama:

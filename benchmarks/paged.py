@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompt = random_ids(given.context, vocab_size=model.config.vocab_size, generator=torch.Generator().manual_seed(SEED))
     layers, slots = prepared(model, prompt), given.context + given.steps + 1
     report = speed.report(
-        given, name="paged", script="paged", versions=[], title=f"Decoding with a paged cache: {given.model}, float32",
+        given, name="paged", script="paged", versions=[], title=f"Decoding with a paged cache: {models.title(given.model)}, float32",
         notes=[
             f"Milliseconds per token of {given.steps} greedy steps behind {given.context:,} tokens; blocks of {given.block_size} "
             "tokens. In one run: the sequence's blocks lie one after the other in the pool. Shuffled: in random order.",

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         report = speed.report(
             given, name="prefill", script="prefill", versions=[worker.version for worker in workers],
-            title=f"Prefill of one prompt: {given.model}, float32",
+            title=f"Prefill of one prompt: {models.title(given.model)}, float32",
             notes=["Milliseconds from the prompt's tokens to the first new one, greedy, into an empty cache."],
         )  # fmt: skip
         for length in map(int, given.lengths.split(",")):

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     makers = caches(model, slots, given.bits)
     report = speed.report(
         given, name="quantised_decode", script="quantised_decode", versions=[],
-        title=f"Decoding with few bits per key and value: {given.model}, {given.dtype}",
+        title=f"Decoding with few bits per key and value: {models.title(given.model)}, {given.dtype}",
         notes=[
             f"Milliseconds per token of {given.steps} greedy steps behind {given.context:,} tokens. MB (10^6 bytes): what the cache has "
             f"allocated for {slots:,} tokens, scales and zeros included.",

@@ -26,7 +26,7 @@ STRAIGHT_FROM = 512
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = speed.options(__doc__.splitlines()[0], rounds=5)
+    parser = speed.options(__doc__.splitlines()[0], rounds=5, patience=600)
     parser.add_argument("--model", choices=models.NAMES, default="110m")
     parser.add_argument("--lengths", default=LENGTHS)
     quick = {"model": "rehearsal", "lengths": "8,16,512,520"}
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     naive = summed_up(lengths, [timings[_forward(length)].median for length in lengths])
     slopes = slope(lengths, cached), slope(lengths, naive)
     report = speed.report(
-        given, name="scaling", script="scaling", versions=[], title=f"The time of a whole text: {given.model}, float32",
+        given, name="scaling", script="scaling", versions=[], title=f"The time of a whole text: {models.title(given.model)}, float32",
         notes=[
             "Seconds for all tokens up to a length, one sequence, greedy. With a cache: pieces of the text, decoded and added up. Without: a "
             "forward over all tokens so far, timed at these lengths, summed over every length between by trapezoids.",

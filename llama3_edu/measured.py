@@ -136,6 +136,8 @@ class Results:
 
     def not_on_a_gpu(self) -> Shown:
         """Say whether anything was measured on a GPU, and show those tables."""
+        if not self.folder.is_dir():
+            return _missing(self.folder)
         names = sorted(path.stem for path in self.folder.glob("gpu_*.json"))
         if not names:
             return Shown(
@@ -145,7 +147,7 @@ class Results:
         return Shown("\n\n".join(f"**{self.get(name)['title']}**\n\n{self.table(name).text}" for name in names))
 
     def _decode_aims(self) -> list[Aim]:
-        small, large = "110 M parameters in float32", "Llama 3.2 1B's shape in bfloat16"
+        small, large = "100 M parameters in float32", "Llama 3.2 1B's shape in bfloat16"
         aims = [
             Aim(f"Decoding, {small}, times as fast as transformers", 1.3, False, self._against("decode_110m_float32", "transformers")),
             Aim(f"Decoding, {small}, share of the memory's bandwidth", 0.85, False, self._bandwidth("decode_110m_float32")),
@@ -188,7 +190,7 @@ class Results:
     def _ahead(self) -> list[str]:
         """A sentence for each peer that was faster than we, with where and by how much."""
         sentences = []
-        for name, what in (("decode_110m_float32", "110 M parameters"), ("decode_1b_bfloat16", "1B"), ("prefill", "prefill")):
+        for name, what in (("decode_110m_float32", "100 M parameters"), ("decode_1b_bfloat16", "1B"), ("prefill", "prefill")):
             rows = [row for row in self.figures(name) if row.get("over_ours", 1) < 1 and row["contender"] not in (OURS, LIMIT)]
             for peer in dict.fromkeys(row["contender"] for row in rows):
                 cases = _listed(
