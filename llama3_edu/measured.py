@@ -140,10 +140,7 @@ class Results:
             return _missing(self.folder)
         names = sorted(path.stem for path in self.folder.glob("gpu_*.json"))
         if not names:
-            return Shown(
-                "**No table on this page comes from a GPU.** The paths for one are in the package and are tested; their speed has not been "
-                "measured yet, and nothing here says anything about it."
-            )
+            return Shown("**No table on this page comes from a GPU.** Nothing here says how fast anything runs on one.")
         return Shown("\n\n".join(f"**{self.get(name)['title']}**\n\n{self.table(name).text}" for name in names))
 
     def _decode_aims(self) -> list[Aim]:
@@ -284,7 +281,7 @@ def _draw_contender(axes: Axes, contender: str, rows: Sequence[Mapping[str, Any]
         axes.fill_between(contexts, medians, color=plots.COLORS["muted"], alpha=0.18, linewidth=0)
         axes.plot(contexts, medians, color=plots.COLORS["muted"], linestyle="--", linewidth=1.5, label="limit: every byte read once")
         return
-    style: dict[str, Any] = {"linestyle": ":" if contender in (READABLE, "textbook loop") else "-"}
+    style: dict[str, Any] = {"linestyle": ":" if contender in (READABLE, "textbook loop") else "-", "zorder": 4 if contender == OURS else 3}
     color = plots.COLORS[COLORS.get(contender, "muted")]
     axes.plot(contexts, medians, color=color, marker=MARKERS.get(contender, "."), label=SPELLED.get(contender, contender), **style)
     axes.fill_between(contexts, [row["q1"] for row in rows], [row["q3"] for row in rows], color=color, alpha=0.15, linewidth=0)
