@@ -5,7 +5,7 @@
     python -m benchmarks.all --only decode paged
     python -m benchmarks.all --quick      # a rehearsal: nothing is written
 
-About twenty minutes on a quiet machine of two cores; one that is not quiet makes each script wait, and give up in the end. Then run
+About twenty minutes on a quiet machine of two cores. One that is not quiet makes each script wait, and give up in the end; then run
 it again: what was measured with the same code stays.
 """
 

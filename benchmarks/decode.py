@@ -45,7 +45,7 @@ DEFAULTS = {
 }
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
-"""How far a peer's logits may be from the readable model's, as a share of their standard deviation, or it computes something else."""
+"""How far a peer's logits may be from the readable model's, in standard deviations; one beyond that computes something else."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,11 +86,12 @@ def _report(given: argparse.Namespace, workers: Sequence[Worker]) -> Report:
         title=f"Decoding one sequence: {models.title(given.model)}, {given.dtype}",
         versions=[worker.version for worker in workers],
         notes=[
-            f"Milliseconds per token of {given.steps} greedy steps behind a prompt of that many random tokens; the prompt is not timed, "
-            "nor is the first step. All have the same weights; before anything was timed, every peer's logits were compared with "
-            "those of the readable model.",
-            "The limit reads as many bytes as a step must read, every weight once, and all keys and values once, in the fastest of four ways "
-            "that torch has (`Limit` in `benchmarks/ours.py`). MBU, the share of the memory's bandwidth: the limit's time over the contender's.",
+            f"Milliseconds per token of {given.steps} greedy steps behind a prompt of that many random tokens; the prompt is not "
+            "timed, nor is the first step. All have the same weights; before anything was timed, every peer's logits were compared "
+            "with those of the readable model.",
+            "The limit reads as many bytes as a step must read, every weight once, and all keys and values once, in the fastest of "
+            "four ways that torch has (`Limit` in `benchmarks/ours.py`). MBU, the share of the memory's bandwidth: the limit's time "
+            "over the contender's.",
             "transformers: eager, `sdpa`, its default cache, `inference_mode`. OpenVINO: float32 throughout, keys and values too. "
             "CTranslate2: float32, its own loop. The textbook loop: plain torch over a cache allocated ahead.",
         ],
@@ -154,7 +155,9 @@ def _check_same(model: Llama, workers: Sequence[Worker], tokens: list[int], *, t
         found = torch.tensor(worker.call("logits", tokens=tokens))
         apart = ((found - expected).abs().max() / expected.std()).item()
         if not apart <= tolerance:
-            raise PeerFailed(f"{worker.name} computes something else: its logits are {apart:.2g} standard deviations off; {tolerance} may be")
+            raise PeerFailed(
+                f"{worker.name} computes something else: its logits are {apart:.2g} standard deviations off; {tolerance} may be"
+            )
 
 
 def _leading_equal(found: list[int], expected: list[int]) -> int:

@@ -57,9 +57,7 @@ def drawn(given: argparse.Namespace, vocab_size: int) -> Wishes:
 
 def engine(model: Llama, wishes: Wishes, max_batch: int) -> list[list[int]]:
     blocks = max_batch * -(-LONGEST // BLOCK)
-    made = Engine(
-        model, num_blocks=blocks, block_size=BLOCK, max_batch=max_batch, prefix_caching=False, fast=True
-    )
+    made = Engine(model, num_blocks=blocks, block_size=BLOCK, max_batch=max_batch, prefix_caching=False, fast=True)
     sequences = [made.add(prompt, max_new_tokens=lengths.new) for prompt, lengths in wishes]
     made.run()
     return [sequence.token_ids for sequence in sequences]
@@ -88,12 +86,12 @@ def _finish(given: argparse.Namespace, contenders: Sequence[Timed], wishes: Wish
         given, name="engine_throughput", script="engine_throughput", versions=versions,
         title=f"Throughput of {len(wishes)} requests: {models.title(given.model)}, float32",
         notes=[
-            f"{len(wishes)} requests that are all there at the start, lengths log-normal (standard deviation of the logarithm 1.0, seed {SEED}): prompts of "
-            f"{statistics.mean(len(prompt) for prompt, _ in wishes):.0f} tokens on average, answers of {new_tokens / len(wishes):.0f}, "
-            f"{new_tokens:,} new tokens in all. Greedy, nothing shared, no end-of-text token.",
-            f"The engine: at most {given.max_batch} at once. One by one: `generate` with a contiguous cache. transformers: `generate` over batches of "
-            f"{given.max_batch}, padded on the left, in order of arrival, each until its longest answer is done; only tokens that were "
-            "asked for count.",
+            f"{len(wishes)} requests that are all there at the start, lengths log-normal (standard deviation of the logarithm 1.0, "
+            f"seed {SEED}): prompts of {statistics.mean(len(prompt) for prompt, _ in wishes):.0f} tokens on average, answers of "
+            f"{new_tokens / len(wishes):.0f}, {new_tokens:,} new tokens in all. Greedy, nothing shared, no end-of-text token.",
+            f"The engine: at most {given.max_batch} at once. One by one: `generate` with a contiguous cache. transformers: `generate` "
+            f"over batches of {given.max_batch}, padded on the left, in order of arrival, each until its longest answer is done; only "
+            "tokens that were asked for count. A speed's quartiles are those of its times.",
         ],
     )  # fmt: skip
     timings = measure(contenders, rounds=given.rounds, quiet=speed.quiet(given))

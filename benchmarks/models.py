@@ -26,8 +26,8 @@ SHAPES = {
         dim=64, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=128, vocab_size=256, max_seq_len=4096, tie_embeddings=True
     ),
 }
-"""By name. `tiny` is the bundled model, which is trained. `110m` has 100 million parameters; with a key head for every query head, which
-is how this shape is mostly seen, it would have 110."""
+"""By name. `tiny` is the bundled model, which is trained. `110m` has 100 million parameters; with a key head for every query
+head, which is how this shape is mostly seen, it would have 110."""
 
 STORED = {"1b": torch.bfloat16}
 """What a model's weights are stored as, where not as float32: the type they are measured in."""

@@ -128,7 +128,9 @@ class Textbook:
         for block, (keys, values) in zip(self.model.layers, cache):
             attention, feed_forward = block.attention, block.feed_forward
             normed = block.attention_norm(x)
-            q, k, v = (F.linear(normed, w.weight).view(1, 1, -1, config.head_dim) for w in (attention.wq, attention.wk, attention.wv))
+            q, k, v = (
+                F.linear(normed, w.weight).view(1, 1, -1, config.head_dim) for w in (attention.wq, attention.wk, attention.wv)
+            )
             q = rotate(q, cos, sin).transpose(1, 2)
             keys[:, :, position] = rotate(k, cos, sin)[:, 0]
             values[:, :, position] = v[:, 0]
@@ -166,9 +168,9 @@ class Peer:
 class Limit:
     """Reads as many bytes as a decode step has to, and does nothing else: every weight once, and every key and value once.
 
-    Several ways are tried, and the fastest is the limit: `torch.mv` over the model's own matrices, one after the other, and over keys
-    and values as they lie; and over one float32 matrix of as many bytes in all, `torch.mv`, the product that `llama3_edu.kernels`
-    takes, and a sum.
+    Several ways are tried, and the fastest is the limit: `torch.mv` over the model's own matrices, one after the other, and over
+    keys and values as they lie; and over one float32 matrix of as many bytes in all, `torch.mv`, the product that
+    `llama3_edu.kernels` takes, and a sum.
     """
 
     def __init__(self, how: str, work: Callable[[], object], *, nbytes: int, steps: int) -> None:
@@ -202,6 +204,8 @@ def limits(model: Llama, *, context: int, steps: int) -> list[Limit]:
 
 
 def distinct_matrices(model: Llama) -> list[Tensor]:
-    """Return the matrices that a decode step multiplies with: the output projection once, tied or not, of embeddings no more than a row."""
-    named = {name: weight for name, weight in model.named_parameters() if weight.dim() == 2 and not name.startswith("tok_embeddings")}
+    """Return the matrices that a decode step multiplies with: the output projection among them, tied or not, the embeddings not."""
+    named = {
+        name: weight for name, weight in model.named_parameters() if weight.dim() == 2 and not name.startswith("tok_embeddings")
+    }
     return [weight.data for weight in {**named, "output.weight": model.output.weight}.values()]

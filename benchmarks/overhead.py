@@ -53,8 +53,8 @@ def _finish(given: argparse.Namespace, contenders: Sequence[Timed], *, versions:
         given, name="overhead", script="overhead", versions=versions,
         title="The cost of a token around the model: `generate` with the bundled model",
         notes=[
-            f"Microseconds per token: the time of `generate`, {given.prompt} prompt tokens and {given.new_tokens} new ones, greedy, "
-            "batch 1, over the number of new tokens. The bundled model in float32, the same weights in all.",
+            f"Microseconds per token: the time of `generate`, {given.prompt} prompt tokens and {given.new_tokens} new ones, "
+            "greedy, batch 1, over the number of new tokens. The bundled model in float32, the same weights in all.",
         ],
     )  # fmt: skip
     timings = measure(contenders, rounds=given.rounds, quiet=speed.quiet(given))

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompt = random_ids(given.context, vocab_size=model.config.vocab_size, generator=torch.Generator().manual_seed(SEED))
     layers, slots = prepared(model, prompt), given.context + given.steps + 1
     report = speed.report(
-        given, name="paged", script="paged", versions=[], title=f"Decoding with a paged cache: {models.title(given.model)}, float32",
+        given, name="paged", script="paged", versions=[],
+        title=f"Decoding with a paged cache: {models.title(given.model)}, float32",
         notes=[
             f"Milliseconds per token of {given.steps} greedy steps behind {given.context:,} tokens; blocks of {given.block_size} "
             "tokens. In one run: the sequence's blocks lie one after the other in the pool. Shuffled: in random order.",
@@ -44,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for timing in timings.values():
         times, scale = statistics.median(ratios(timing, timings[CONTIGUOUS])), speed.MS / given.steps
         report.add(
-            cache=timing.name, ms_per_token=speed.spread(timing, scale), time_over_contiguous=f"{times:.3f}", rejected=timing.rejected
+            cache=timing.name,
+            ms_per_token=speed.spread(timing, scale),
+            time_over_contiguous=f"{times:.3f}",
+            rejected=timing.rejected,
         )
         report.record(cache=timing.name, over_contiguous=times, context=given.context, **timing.figures(scale))
     speed.finish(report, given)

@@ -51,11 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _contenders(model: Llama, workers: Sequence[Worker], prompt: list[int]) -> list[Timed]:
-    ours = [
-        Timed(name, lambda fast=fast: prefill(model, prompt, fast=fast)) for name, fast in ((OURS, True), (REFERENCE, False))
-    ]
+    ours = [Timed(name, lambda fast=fast: prefill(model, prompt, fast=fast)) for name, fast in ((OURS, True), (REFERENCE, False))]
     theirs = [
-        Timed(worker.name, lambda worker=worker: worker.call("prefill", tokens=prompt)["seconds"], pid=worker.pid) for worker in workers
+        Timed(worker.name, lambda worker=worker: worker.call("prefill", tokens=prompt)["seconds"], pid=worker.pid)
+        for worker in workers
     ]
     return ours + theirs
 

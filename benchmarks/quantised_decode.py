@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given, name="quantised_decode", script="quantised_decode", versions=[],
         title=f"Decoding with few bits per key and value: {models.title(given.model)}, {given.dtype}",
         notes=[
-            f"Milliseconds per token of {given.steps} greedy steps behind {given.context:,} tokens. MB (10^6 bytes): what the cache has "
-            f"allocated for {slots:,} tokens, scales and zeros included.",
+            f"Milliseconds per token of {given.steps} greedy steps behind {given.context:,} tokens. MB (10^6 bytes): what "
+            f"the cache has allocated for {slots:,} tokens, scales and zeros included.",
         ],
     )  # fmt: skip
     contenders = [Ours(name, model, prompt, layers, given.steps, make, fast=True) for name, make in makers.items()]
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         times, nbytes = statistics.median(ratios(timing, timings[FLOAT])), makers[name]().nbytes
         scale = speed.MS / given.steps
         report.add(
-            keys_and_values=name, ms_per_token=speed.spread(timing, scale), time_over_float=f"{times:.3f}", MB=f"{nbytes / 1e6:.1f}",
-            smaller=f"{float_bytes / nbytes:.2f}×", rejected=timing.rejected,
+            keys_and_values=name, ms_per_token=speed.spread(timing, scale), time_over_float=f"{times:.3f}",
+            MB=f"{nbytes / 1e6:.1f}", smaller=f"{float_bytes / nbytes:.2f}×", rejected=timing.rejected,
         )  # fmt: skip
         report.record(
             cache=name, over_float=times, nbytes=nbytes, float_nbytes=float_bytes, context=given.context, **timing.figures(scale)

@@ -3,8 +3,8 @@
     python -m benchmarks.scaling
 
 A text of n tokens costs the sum of its steps. With a cache it is decoded piece by piece, and the pieces' times are added up.
-Without one, each step is a forward over all tokens so far: those are timed at a few lengths, and the sum over all is taken by trapezoids,
-because running every one of them would take hours at the longest.
+Without one, each step is a forward over all tokens so far: those are timed at a few lengths, and the sum over all is taken by
+trapezoids, because running every one of them would take an hour.
 """
 
 import math
@@ -34,12 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lengths = [int(length) for length in given.lengths.split(",")]
     model = models.load(given.model, torch.float32)
     tokens = random_ids(lengths[-1], vocab_size=model.config.vocab_size, generator=torch.Generator().manual_seed(0))
-    timings = measure([*pieces(model, tokens, lengths), *forwards(model, tokens, lengths)], rounds=given.rounds, quiet=speed.quiet(given))
+    timings = measure(
+        [*pieces(model, tokens, lengths), *forwards(model, tokens, lengths)], rounds=given.rounds, quiet=speed.quiet(given)
+    )
     cached = list(accumulate(timings[_piece(length)].median for length in lengths))
     naive = summed_up(lengths, [timings[_forward(length)].median for length in lengths])
     slopes = slope(lengths, cached), slope(lengths, naive)
     report = speed.report(
-        given, name="scaling", script="scaling", versions=[], title=f"The time of a whole text: {models.title(given.model)}, float32",
+        given, name="scaling", script="scaling", versions=[],
+        title=f"The time of a whole text: {models.title(given.model)}, float32",
         notes=[
             "Seconds for all tokens up to a length, one sequence, greedy. With a cache: pieces of the text, decoded and added up. Without: a "
             "forward over all tokens so far, timed at these lengths, summed over every length between by trapezoids.",
@@ -48,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ],
     )  # fmt: skip
     for length, with_cache, without in zip(lengths, cached, naive):
-        report.add(tokens=length, with_cache_s=f"{with_cache:.2f}", without_s=f"{without:.1f}", times=f"{without / with_cache:.0f}")
+        report.add(
+            tokens=length, with_cache_s=f"{with_cache:.2f}", without_s=f"{without:.1f}", times=f"{without / with_cache:.0f}"
+        )
         report.record(tokens=length, cached_seconds=with_cache, naive_seconds=without)
     rejected = sum(timing.rejected for timing in timings.values())
     report.record(cached_slope=slopes[0], naive_slope=slopes[1], straight_from=STRAIGHT_FROM, rejected=rejected)
@@ -59,6 +64,7 @@ def pieces(model: Llama, tokens: list[int], lengths: Sequence[int]) -> list[Ours
     """Return contenders that decode from each length to the next, the first of them from the second token on."""
     made = []
     for start, end in pairwise([2, *lengths]):
+
         def make(slots: int = end + 2) -> ContiguousCache:
             return ContiguousCache(model.config, max_seq_len=slots, dtype=model.dtype)
 
@@ -78,7 +84,7 @@ def forwards(model: Llama, tokens: list[int], lengths: Sequence[int]) -> list[Ti
 
 
 def summed_up(lengths: Sequence[int], seconds: Sequence[float]) -> list[float]:
-    """Return the time of all steps up to each length, each step as long as its neighbours say; before the first, as long as that one."""
+    """Return the time of all steps up to each length: between two lengths on a straight line, before the first as long as that."""
     areas = [(end - start) * (a + b) / 2 for (start, a), (end, b) in pairwise(zip(lengths, seconds))]
     return list(accumulate([lengths[0] * seconds[0], *areas]))
 

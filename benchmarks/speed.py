@@ -49,7 +49,9 @@ def quiet(given: argparse.Namespace) -> Quiet:
     return Quiet(others=given.others, patience=given.patience, settle=0.0 if given.quick else 0.1)
 
 
-def report(given: argparse.Namespace, *, name: str, script: str, title: str, notes: Sequence[str], versions: Sequence[str]) -> Report:
+def report(
+    given: argparse.Namespace, *, name: str, script: str, title: str, notes: Sequence[str], versions: Sequence[str]
+) -> Report:
     """Return an empty report that says how, with which versions and when.
 
     Args:

@@ -1,9 +1,9 @@
 """Times contenders in turns, on a machine that others may be using: a sample counts where nothing else ran beside it.
 
-In a round, every contender is sampled once, and each round begins with another one. Before a sample the harness waits for the machine to
-fall quiet; afterwards it compares the processor time that the whole machine spent with what the sampled process spent. Where
-other processes took more than a few percent, the sample is thrown away and taken again. Time that the machine's host gave to others
-("steal") counts as taken by them. Nothing here waits for ever: `TooBusy` says how far it came.
+In a round, every contender is sampled once, and each round begins with another one. Before a sample the harness waits for the
+machine to fall quiet; afterwards it compares the processor time that the whole machine spent with what the sampled process spent.
+Where other processes took more than a few percent, the sample is thrown away and taken again. Time that the machine's host gave to
+others ("steal") counts as taken by them. Nothing here waits for ever: `TooBusy` says how far it came.
 """
 
 import os
@@ -177,7 +177,9 @@ class _Watch:
 
     def _check_patience(self, contender: Contender, others: float) -> None:
         if self._quiet.read((os.getpid(),)).wall > self._end:
-            kept = ", ".join(f"{timing.name}: {len(timing.seconds)} kept, {timing.rejected} not" for timing in self._timings.values())
+            kept = ", ".join(
+                f"{timing.name}: {len(timing.seconds)} kept, {timing.rejected} not" for timing in self._timings.values()
+            )
             raise TooBusy(
                 f"the machine was not quiet for long enough within {self._quiet.patience:.0f} s: last, other processes took {others:.0%} "
                 f"of it beside {contender.name}, and at most {self._quiet.others:.0%} may be. Samples: {kept}"

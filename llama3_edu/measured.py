@@ -1,7 +1,7 @@
 """What the benchmarks last measured, read back for the book: tables, plots, and above all what was aimed at and missed.
 
-Every sentence with a figure in it is made from the files that the benchmarks wrote, so none can say what a later measurement denies. The files
-lie in the repository and are no part of the installed package: where they are missing, what is shown says so.
+Every sentence with a figure in it is made from the files that the benchmarks wrote, so none can say what a later measurement
+denies. The files lie in the repository and are no part of the installed package: where they are missing, what is shown says so.
 """
 
 import json
@@ -146,7 +146,12 @@ class Results:
     def _decode_aims(self) -> list[Aim]:
         small, large = "100 M parameters in float32", "Llama 3.2 1B's shape in bfloat16"
         aims = [
-            Aim(f"Decoding, {small}, times as fast as transformers", 1.3, False, self._against("decode_110m_float32", "transformers")),
+            Aim(
+                f"Decoding, {small}, times as fast as transformers",
+                1.3,
+                False,
+                self._against("decode_110m_float32", "transformers"),
+            ),
             Aim(f"Decoding, {small}, share of the memory's bandwidth", 0.85, False, self._bandwidth("decode_110m_float32")),
         ]
         for peer in ("openvino", "ctranslate2"):
@@ -154,22 +159,33 @@ class Results:
             aims.append(Aim(what, 0.95, False, self._against("decode_110m_float32", peer)))
         return [
             *aims,
-            Aim(f"Decoding, {large}, times as fast as transformers", 1.35, False, self._against("decode_1b_bfloat16", "transformers")),
+            Aim(
+                f"Decoding, {large}, times as fast as transformers",
+                1.35,
+                False,
+                self._against("decode_1b_bfloat16", "transformers"),
+            ),
             Aim(f"Decoding, {large}, share of the memory's bandwidth", 0.80, False, self._bandwidth("decode_1b_bfloat16")),
         ]
 
     def _other_aims(self) -> list[Aim]:
-        prefill = "Prefill of 1,024 tokens, times as fast as transformers"
-        engine = "The engine's tokens per second, times"
+        generating, prefill = "`generate` with the bundled model", "Prefill of 1,024 tokens"
+        paged, engine = (
+            "A step with a paged cache over one with a contiguous cache, blocks",
+            "The engine's tokens per second, times those of",
+        )
         return [
-            Aim("`generate` with the bundled model, times as fast as transformers", 6, False, self._one("overhead", "over_ours", contender="transformers")),
-            Aim("A step with a paged cache over one with a contiguous cache, blocks in one run", 1.05, True, self._one("paged", "over_contiguous", cache="paged, blocks in one run")),
-            Aim("A step with a paged cache over one with a contiguous cache, blocks shuffled", 1.10, True, self._one("paged", "over_contiguous", cache="paged, blocks shuffled")),
+            Aim(f"{generating}, times as fast as transformers", 6, False, self._one("overhead", "over_ours", "transformers")),
+            Aim(f"{paged} in one run", 1.05, True, self._one("paged", "over_contiguous", "paged, blocks in one run")),
+            Aim(f"{paged} shuffled", 1.10, True, self._one("paged", "over_contiguous", "paged, blocks shuffled")),
             Aim("The time of a whole text with a cache, as a power of its length", 1.15, True, self._scaling_slope()),
-            Aim(prefill, 1.0, False, self._one("prefill", "over_ours", contender="transformers", tokens=1024)),
-            Aim("A step with keys and values in 8 bits over one in float", 1.10, True, self._one("quantised_decode", "over_float", cache="int8")),
-            Aim(f"{engine} those of one request after the other", 3, False, self._one("engine_throughput", "over_engine", requests="one by one")),
-            Aim(f"{engine} those of transformers' padded batches", 1.5, False, self._one("engine_throughput", "over_engine", requests="transformers, padded batches")),
+            Aim(f"{prefill}, times as fast as transformers", 1.0, False, self._one("prefill", "over_ours", "transformers", tokens=1024)),
+            Aim("A step with keys and values in 8 bits over one in float", 1.10, True, self._one("quantised_decode", "over_float", "int8")),
+            Aim(f"{engine} one request after the other", 3, False, self._one("engine_throughput", "over_engine", "one by one")),
+            Aim(
+                f"{engine} transformers' padded batches", 1.5, False,
+                self._one("engine_throughput", "over_engine", "transformers, padded batches"),
+            ),
         ]  # fmt: skip
 
     def _against(self, name: str, peer: str) -> list[Case]:
@@ -178,8 +194,9 @@ class Results:
     def _bandwidth(self, name: str) -> list[Case]:
         return [Case(_at(row["context"]), row["mbu"]) for row in self.figures(name) if row.get("contender") == OURS]
 
-    def _one(self, name: str, figure: str, **which: object) -> list[Case]:
-        return [Case("", row[figure]) for row in self.figures(name) if which.items() <= row.items()]
+    def _one(self, name: str, figure: str, who: str, **which: object) -> list[Case]:
+        """The figure of one contender, whatever its column is called."""
+        return [Case("", row[figure]) for row in self.figures(name) if who in row.values() and which.items() <= row.items()]
 
     def _scaling_slope(self) -> list[Case]:
         return [Case("", row["cached_slope"]) for row in self.figures("scaling") if "cached_slope" in row]
@@ -191,7 +208,9 @@ class Results:
             rows = [row for row in self.figures(name) if row.get("over_ours", 1) < 1 and row["contender"] not in (OURS, LIMIT)]
             for peer in dict.fromkeys(row["contender"] for row in rows):
                 cases = _listed(
-                    f"by {1 - row['over_ours']:.0%} {_at(row.get('context', row.get('tokens')))}" for row in rows if row["contender"] == peer
+                    f"by {1 - row['over_ours']:.0%} {_at(row.get('context', row.get('tokens')))}"
+                    for row in rows
+                    if row["contender"] == peer
                 )
                 sentences.append(f"{SPELLED.get(peer, peer)} ({what}) takes less time: {cases}.")
         return sentences
@@ -218,7 +237,7 @@ class Results:
         return Shown(f"{_grid(heads, rows)}\n\n{self.machine(name).text}")
 
     def decode_table(self, name: str) -> Shown:
-        """Return milliseconds per token, a row for each contender and a column for each context; below them our share of the limit."""
+        """Return milliseconds per token, a row for each contender, a column for each context; below, our share of the limit."""
         rows = [row for row in self.figures(name) if "median" in row]
         if not rows:
             return self._none(name)
@@ -246,7 +265,9 @@ class Results:
 
     def _decode_words(self, rows: Sequence[Mapping[str, Any]]) -> str:
         longest = max(row["context"] for row in rows)
-        shown = [f"{SPELLED.get(row['contender'], row['contender'])} {row['median']:.1f}" for row in rows if row["context"] == longest]
+        shown = [
+            f"{SPELLED.get(row['contender'], row['contender'])} {row['median']:.1f}" for row in rows if row["context"] == longest
+        ]
         return f"Milliseconds per token over the tokens in the cache. At {longest:,} tokens: {', '.join(shown)}."
 
     def scaling_plot(self) -> plots.Picture | Shown:
@@ -259,14 +280,16 @@ class Results:
         fig, (axes,) = plots.figure()
         for kind, label, color, marker in (("naive", "without a cache", "q", "s"), ("cached", "with a cache", "accent", "o")):
             times = [row[f"{kind}_seconds"] for row in points]
-            axes.plot(lengths, times, color=plots.COLORS[color], marker=marker, label=f"{label}: slope {slopes[f'{kind}_slope']:.2f}")
+            axes.plot(
+                lengths, times, color=plots.COLORS[color], marker=marker, label=f"{label}: slope {slopes[f'{kind}_slope']:.2f}"
+            )
         axes.set(xlabel="tokens of the text", ylabel="seconds in all", xscale="log", yscale="log")
         _plain_ticks(axes, lengths[:: max(1, len(lengths) // 6)])
         axes.legend()
         last = points[-1]
         alt = (
-            f"Seconds for a whole text over its length, both logarithmic. For {last['tokens']:,} tokens {last['cached_seconds']:.1f} s with a "
-            f"cache and {last['naive_seconds']:.0f} s without; the slopes from {slopes['straight_from']} tokens on are "
+            f"Seconds for a whole text over its length, both logarithmic. For {last['tokens']:,} tokens {last['cached_seconds']:.1f} s "
+            f"with a cache and {last['naive_seconds']:.0f} s without; the slopes from {slopes['straight_from']} tokens on are "
             f"{slopes['cached_slope']:.2f} and {slopes['naive_slope']:.2f}."
         )
         return plots.show(fig, alt=alt)
@@ -279,11 +302,18 @@ def _draw_contender(axes: Axes, contender: str, rows: Sequence[Mapping[str, Any]
     contexts, medians = [row["context"] for row in rows], [row["median"] for row in rows]
     if contender == LIMIT:
         axes.fill_between(contexts, medians, color=plots.COLORS["muted"], alpha=0.18, linewidth=0)
-        axes.plot(contexts, medians, color=plots.COLORS["muted"], linestyle="--", linewidth=1.5, label="limit: every byte read once")
+        axes.plot(
+            contexts, medians, color=plots.COLORS["muted"], linestyle="--", linewidth=1.5, label="limit: every byte read once"
+        )
         return
-    style: dict[str, Any] = {"linestyle": ":" if contender in (READABLE, "textbook loop") else "-", "zorder": 4 if contender == OURS else 3}
+    style: dict[str, Any] = {
+        "linestyle": ":" if contender in (READABLE, "textbook loop") else "-",
+        "zorder": 4 if contender == OURS else 3,
+    }
     color = plots.COLORS[COLORS.get(contender, "muted")]
-    axes.plot(contexts, medians, color=color, marker=MARKERS.get(contender, "."), label=SPELLED.get(contender, contender), **style)
+    axes.plot(
+        contexts, medians, color=color, marker=MARKERS.get(contender, "."), label=SPELLED.get(contender, contender), **style
+    )
     axes.fill_between(contexts, [row["q1"] for row in rows], [row["q3"] for row in rows], color=color, alpha=0.15, linewidth=0)
 
 
@@ -294,8 +324,8 @@ def _plain_ticks(axes: Axes, at: Sequence[int]) -> None:
 
 def _missing(folder: Path) -> Shown:
     return Shown(
-        f"*The results are no part of the installed package. They are shown on this page of the book's site, and lie in `benchmarks/{folder.name}` "
-        "of its repository.*"
+        "*The results are no part of the installed package. They are shown on this page of the book's site, and lie in "
+        f"`benchmarks/{folder.name}` of its repository.*"
     )
 
 

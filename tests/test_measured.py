@@ -48,7 +48,10 @@ def test_what_was_missed_is_said_with_where_and_by_how_much(tmp_path: Path) -> N
 def test_what_was_reached_is_the_rest(tmp_path: Path) -> None:
     text = decode_results(tmp_path).what_was_reached().text
     assert "times as fast as transformers: at least 1.30 was the aim, measured 2.00 at 128 tokens." in text
-    assert "CTranslate2 (0.95 is 5 % slower): at least 0.95 was the aim, measured 1.20 at 128 tokens and 1.00 at 2,048 tokens." in text
+    assert (
+        "CTranslate2 (0.95 is 5 % slower): at least 0.95 was the aim, measured 1.20 at 128 tokens and 1.00 at 2,048 tokens."
+        in text
+    )
     assert "not measured" not in text and "1.25" not in text
 
 
@@ -72,7 +75,9 @@ def test_every_aim_is_missed_reached_or_not_measured(tmp_path: Path) -> None:
     ("engine_throughput", [{"requests": "one by one", "over_engine": 2.0}], "one request after", False),
     ("engine_throughput", [{"requests": "transformers, padded batches", "over_engine": 2.0}], "padded", True),
 ])  # fmt: skip
-def test_each_aim_reads_its_own_figure(tmp_path: Path, name: str, figures: list[dict[str, Any]], aim: str, met: bool | None) -> None:
+def test_each_aim_reads_its_own_figure(
+    tmp_path: Path, name: str, figures: list[dict[str, Any]], aim: str, met: bool | None
+) -> None:
     write(tmp_path, name, figures)
     (found,) = [one for one in Results(tmp_path).aims() if aim in one.what]
     assert [met for _ in found.reached] + [met for _ in found.missed] == ([] if met is None else [met])
@@ -101,19 +106,34 @@ def test_the_plot_of_whole_texts_names_both_slopes(tmp_path: Path) -> None:
     points = [{"tokens": n, "cached_seconds": n / 100, "naive_seconds": n**2 / 1e4} for n in (64, 512, 2048)]
     write(tmp_path, "scaling", [*points, {"cached_slope": 1.0, "naive_slope": 2.0, "straight_from": 512}])
     picture = Results(tmp_path).scaling_plot()
-    assert "without a cache: slope 2.00" in picture.svg and "For 2,048 tokens 20.5 s with a cache and 419 s without" in picture.alt
+    assert (
+        "without a cache: slope 2.00" in picture.svg and "For 2,048 tokens 20.5 s with a cache and 419 s without" in picture.alt
+    )
 
 
 def test_without_a_result_its_place_says_so(tmp_path: Path) -> None:
     results = Results(tmp_path)
-    for shown in (results.table("paged"), results.decode_table("x"), results.decode_plot("x"), results.scaling_plot(), results.machine("x")):
+    for shown in (
+        results.table("paged"),
+        results.decode_table("x"),
+        results.decode_plot("x"),
+        results.scaling_plot(),
+        results.machine("x"),
+    ):
         assert isinstance(shown, Shown) and "Not measured yet" in shown.text
     assert results.where_we_lose().text.startswith("No aim was missed.") and "Not measured:" in results.where_we_lose().text
 
 
 def test_where_only_the_package_is_installed_every_part_says_where_the_results_are(tmp_path: Path) -> None:
     results = Results(tmp_path / "results")
-    parts = [results.where_we_lose(), results.what_was_reached(), results.table("paged"), results.decode_plot("x"), results.scaling_plot(), results.not_on_a_gpu()]
+    parts = [
+        results.where_we_lose(),
+        results.what_was_reached(),
+        results.table("paged"),
+        results.decode_plot("x"),
+        results.scaling_plot(),
+        results.not_on_a_gpu(),
+    ]
     assert all("benchmarks/results" in part.text and "site" in part.text for part in parts)
 
 

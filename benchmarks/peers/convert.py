@@ -60,7 +60,9 @@ class _Forward(nn.Module):
             layer.keys, layer.values = keys, values
         key_positions = torch.arange(past[0].shape[2] + input_ids.shape[1])
         mask = key_positions[None, None, None, :] <= position_ids[:, None, :, None]
-        out = self.model(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        out = self.model(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
         present = [tensor for layer in out.past_key_values.layers for tensor in (layer.keys, layer.values)]
         return out.logits[:, -1:], *present
 

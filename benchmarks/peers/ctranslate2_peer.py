@@ -13,7 +13,9 @@ class CTranslate2Peer:
     """One model and one prompt."""
 
     def __init__(self, model: Path, *, dtype: str, threads: int) -> None:
-        self._generator = ctranslate2.Generator(str(model), device="cpu", compute_type=dtype, inter_threads=1, intra_threads=threads)
+        self._generator = ctranslate2.Generator(
+            str(model), device="cpu", compute_type=dtype, inter_threads=1, intra_threads=threads
+        )
         self.version = f"CTranslate2 {ctranslate2.__version__}"
 
     def logits(self, tokens: list[int]) -> list[float]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
 from benchmarks.peers.serve import main
 
@@ -72,7 +72,9 @@ class TransformersPeer:
         start = time.perf_counter()
         tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        plan = GenerationConfig(max_new_tokens=longest, min_new_tokens=longest, do_sample=False, pad_token_id=0, eos_token_id=None)
+        plan = GenerationConfig(
+            max_new_tokens=longest, min_new_tokens=longest, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
         # Left out where nothing is padded: what is not passed cannot cost anything.
         masks = {} if mask.all() else {"attention_mask": mask}
         with torch.inference_mode():

@@ -84,7 +84,9 @@ def test_decoding_from_what_was_put_back_is_decoding(folder: Path) -> None:
     expected = generate(model, torch.tensor([prompt]), max_new_tokens=5)[0, 5:].tolist()
     layers = ours.prepared(model, prompt)
     makers = paged.caches(model, 10, block_size=2)
-    contenders = [ours.Ours(name, model, prompt, layers, 4, make, fast=fast) for name, make in makers.items() for fast in (True, False)]
+    contenders = [
+        ours.Ours(name, model, prompt, layers, 4, make, fast=fast) for name, make in makers.items() for fast in (True, False)
+    ]
     for contender in [*contenders, ours.Textbook(model, prompt, layers, 4)]:
         for _ in range(2):
             contender.sample()
@@ -131,7 +133,9 @@ def test_a_spread_is_a_median_with_quartiles() -> None:
 
 def test_a_report_says_when_and_with_what_it_was_made(folder: Path) -> None:
     given = decode._given(["--quick"])
-    report = speed.report(given, name="a", script="b", title="T", notes=[], versions=["OpenVINO 1.2", "transformers 5.0, torch 2.0"])
+    report = speed.report(
+        given, name="a", script="b", title="T", notes=[], versions=["OpenVINO 1.2", "transformers 5.0, torch 2.0"]
+    )
     assert list(report.versions) == ["OpenVINO", "transformers", "Python", "measured on"]
     report.add(what="x")
     assert "OpenVINO 1.2, transformers 5.0, Python" in report.markdown() and "python -m benchmarks.b" in report.markdown()
