@@ -39,7 +39,7 @@ class Defaults:
 
 DEFAULTS = {
     "110m": Defaults("float32", "128,512,1024,2048", "transformers,openvino,ctranslate2", steps=32),
-    "1b": Defaults("bfloat16", "128,1024", "transformers", steps=6),
+    "1b": Defaults("bfloat16", "128,1024", "transformers", steps=12),
     "tiny": Defaults("float32", "128,384", "transformers", steps=64),
     "rehearsal": Defaults("float32", "16,32", "none", steps=2),
 }
@@ -90,7 +90,7 @@ def _report(given: argparse.Namespace, workers: Sequence[Worker]) -> Report:
             "timed, nor is the first step. All have the same weights; before anything was timed, every peer's logits were compared "
             "with those of the readable model.",
             "The limit reads as many bytes as a step must read, every weight once, and all keys and values once, in the fastest of "
-            "four ways that torch has (`Limit` in `benchmarks/ours.py`). MBU, the share of the memory's bandwidth: the limit's time "
+            "the ways that torch has (`Limit` in `benchmarks/ours.py`). MBU, the share of the memory's bandwidth: the limit's time "
             "over the contender's.",
             "transformers: eager, `sdpa`, its default cache, `inference_mode`. OpenVINO: float32 throughout, keys and values too. "
             "CTranslate2: float32, its own loop. The textbook loop: plain torch over a cache allocated ahead.",

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from benchmarks.workers import Worker
 from llama3_edu import KVCache, Llama, NoCache, rope_angles, rope_frequencies, rotate, stream
+from llama3_edu.kernels import fastest
 from llama3_edu.kernels.projection import make_projection
 
 Prepared = list[tuple[Tensor, Tensor]]
@@ -37,7 +38,7 @@ class Noted(NoCache):
 def prepared(model: Llama, tokens: list[int]) -> Prepared:
     """Return the keys and values of all tokens but the last, which decoding starts with."""
     noted = Noted()
-    model.next_logits(torch.tensor([tokens[:-1]]), noted)
+    fastest(model)(torch.tensor([tokens[:-1]]), noted)
     return noted.layers
 
 
@@ -169,8 +170,8 @@ class Limit:
     """Reads as many bytes as a decode step has to, and does nothing else: every weight once, and every key and value once.
 
     Several ways are tried, and the fastest is the limit: `torch.mv` over the model's own matrices, one after the other, and over
-    keys and values as they lie; and over one float32 matrix of as many bytes in all, `torch.mv`, the product that
-    `llama3_edu.kernels` takes, and a sum.
+    keys and values as they lie (in float32: in 16 bits, `torch.mv` computes for longer than it reads); and over one float32 matrix of
+    as many bytes in all, `torch.mv`, the product that `llama3_edu.kernels` takes, and a sum.
     """
 
     def __init__(self, how: str, work: Callable[[], object], *, nbytes: int, steps: int) -> None:
@@ -195,11 +196,12 @@ def limits(model: Llama, *, context: int, steps: int) -> list[Limit]:
     whole, vector = torch.ones(math.ceil(nbytes / 4 / 1024), 1024), torch.ones(1024)
     product = make_projection(whole)
     ways: dict[str, Callable[[], object]] = {
-        "mv, matrix by matrix": lambda: [torch.mv(matrix, vectors[matrix.shape[1]]) for matrix in matrices],
         "mv, one matrix": lambda: torch.mv(whole, vector),
         "product, one matrix": lambda: product(vector[None]),
         "sum": lambda: whole.sum(),
     }
+    if model.dtype == torch.float32:
+        ways["mv, matrix by matrix"] = lambda: [torch.mv(matrix, vectors[matrix.shape[1]]) for matrix in matrices]
     return [Limit(how, work, nbytes=nbytes, steps=steps) for how, work in ways.items()]
 
 
