@@ -18,6 +18,7 @@ from llama3_edu.config import LlamaConfig
 from llama3_edu.kernels.attention import Attend, attention_over
 from llama3_edu.kernels.packed import PackedLayer, PackedLlama
 from llama3_edu.kernels.projection import make_projection
+from llama3_edu.kernels.scratch import Scratch
 from llama3_edu.model import check_tokens
 from llama3_edu.positions import PAD
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
@@ -41,11 +42,12 @@ class FastLlama:
         self._layers = [_Layer(layer, may_copy=may_copy) for layer in weights.layers]
         self._output = make_projection(weights.output, may_copy=may_copy)
         self._rotations = _Rotations(weights)
+        self._scratch = Scratch()
 
     @property
     def nbytes_beside(self) -> int:
         """Bytes held beside the model's own weights."""
-        return self._output.nbytes_beside + sum(layer.nbytes_beside for layer in self._layers)
+        return self._scratch.nbytes + self._output.nbytes_beside + sum(layer.nbytes_beside for layer in self._layers)
 
     def forward(
         self,
@@ -76,7 +78,7 @@ class FastLlama:
         if positions is None:
             positions = lengths(cache, batch).to(tokens.device)[:, None] + torch.arange(new_len, device=tokens.device)
         check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
-        attend = attention_over(cache, positions, cache.reserve(positions))
+        attend = attention_over(cache, positions, cache.reserve(positions), self._scratch)
         turn = self._rotations.at(positions)
         x = self.weights.embeddings[tokens.flatten()]
         for index, layer in enumerate(self._layers):
