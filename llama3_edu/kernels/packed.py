@@ -27,6 +27,12 @@ class PackedLayer:
     """The gate, and below it what is gated."""
     w2: Float[Tensor, "dim hidden_dim"]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the block's weights."""
+        matrices = (self.wqkv, self.wo, self.w13, self.w2)
+        return sum(weight.nbytes for weight in (self.attention_norm, self.ffn_norm, *matrices))
+
 
 @dataclass(frozen=True)
 class PackedLlama:
@@ -37,6 +43,13 @@ class PackedLlama:
     layers: tuple[PackedLayer, ...]
     norm: Float[Tensor, "dim"]
     output: Float[Tensor, "vocab_size dim"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        tied = self.output.data_ptr() == self.embeddings.data_ptr()
+        ends = (self.embeddings, self.norm) if tied else (self.embeddings, self.norm, self.output)
+        return sum(weight.nbytes for weight in ends) + sum(layer.nbytes for layer in self.layers)
 
     @property
     def device(self) -> torch.device:
