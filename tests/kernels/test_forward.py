@@ -228,7 +228,7 @@ def test_a_model_with_large_matrices_agrees() -> None:
     config = replace(CONFIG, dim=768, n_heads=12, n_kv_heads=4, hidden_dim=1024, vocab_size=3000, head_dim=64)
     exact = random_model(config)
     model, tokens = deepcopy(exact).float(), random_tokens(2, 9)
-    assert any(isinstance(layer._w13, OneDnnProjection) for layer in FastLlama(pack(model))._layers)
+    assert any(isinstance(layer.w13, OneDnnProjection) for layer in FastLlama(pack(model)).layers)
     torch.testing.assert_close(fastest(model)(tokens, le.NoCache()).double(), exact.next_logits(tokens), rtol=0, atol=1e-4)
 
 
