@@ -80,21 +80,26 @@ def stream(
     _check_unseen(positions, cache)
     next_logits = fastest(model, fast=fast)
     stops = torch.tensor(list(stop_ids), dtype=tokens.dtype, device=tokens.device)
-    done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+    done, some_are_done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device), False
+    at = positions.amax(dim=1)
     for _ in range(max_new_tokens):
         seen = _columns_held(positions, cache)
-        observer(TokensComputed(positions=_without_padding(positions[:, seen:])))
+        if observer is not ignore:
+            observer(TokensComputed(positions=_without_padding(positions[:, seen:])))
         with torch.no_grad():  # not inference_mode: logits and cache may be written to outside
             logits = next_logits(tokens[:, seen:], cache, positions[:, seen:])
-        chosen = torch.where(done, tokens[:, -1], choose(logits))
-        at = torch.where(done, PAD, positions.amax(dim=1) + 1)
+        chosen, at = choose(logits), at + 1
+        if some_are_done:
+            # A row that is done is padding from now on: not even its stop token is run.
+            chosen, at = torch.where(done, tokens[:, -1], chosen), torch.where(done, PAD, at)
         _report(chosen, at, observer)
         yield chosen
-        done = done | torch.isin(chosen, stops)
-        if done.all():
-            return
+        if len(stops):
+            done = done | torch.isin(chosen, stops)
+            some_are_done = bool(done.any())
+            if done.all():
+                return
         tokens = torch.cat((tokens, chosen[:, None]), dim=1)
-        # A row that is done is padding from now on: not even its stop token is run.
         positions = torch.cat((positions, torch.where(done, PAD, at)[:, None]), dim=1)
 
 
@@ -125,6 +130,8 @@ def _without_padding(positions: Tensor) -> tuple[tuple[int, ...], ...]:
 
 
 def _report(chosen: Tensor, at: Tensor, observer: Observer) -> None:
+    if observer is ignore:
+        return
     for row, (token_id, position) in enumerate(zip(chosen.tolist(), at.tolist())):
         if position != PAD:
             observer(TokenChosen(row=row, position=position, token_id=token_id))

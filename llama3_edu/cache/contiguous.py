@@ -95,6 +95,30 @@ class ContiguousCache(RowCache):
         self._report(layer)
         return keys[:, :kv_len], values[:, :kv_len]
 
+    def newest_and_all(
+        self,
+    ) -> list[
+        tuple[
+            Float[Tensor, "n_kv_heads head_dim"],
+            Float[Tensor, "n_kv_heads head_dim"],
+            Float[Tensor, "1 n_kv_heads kv_len head_dim"],
+            Float[Tensor, "1 n_kv_heads kv_len head_dim"],
+        ]
+    ]:
+        """Return, for every layer, where the one row's newest key and value go, and all its keys and values, as views taken at once.
+
+        It stands in for `update` where one token of one row was reserved: who writes into the first two has updated the cache.
+        """
+        kv_len = self._seq_lens[0]
+        both = self._storage.flatten(0, 1)  # [2 * layers 1 max_seq_len n_kv_heads head_dim]
+        newest = both[:, 0, kv_len - 1].unbind()
+        held = both[:, :, :kv_len].transpose(2, 3).unbind()
+        return list(zip(newest[::2], newest[1::2], held[::2], held[1::2]))
+
+    def report(self, layer: int) -> None:
+        """Tell that a layer's newest key and value were written."""
+        self._report(layer)
+
     def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
         heirs = checked_parents(parents, len(self._seq_lens))
         self._seq_lens = [self._seq_lens[parent] for parent in heirs]

@@ -123,10 +123,14 @@ class PagedCache(RowCache):
         self._report(layer, bytes_copied=self._num_copied * self.pool.block_nbytes // self.pool.config.n_layers)
 
     def read(
-        self, layer: int
+        self, layer: int, *, out: Float[Tensor, "2 blocks block_size n_kv_heads head_dim"] | None = None
     ) -> tuple[Float[Tensor, "batch kv_len n_kv_heads head_dim"], Float[Tensor, "batch kv_len n_kv_heads head_dim"]]:
-        """Gather one layer's keys and values of all rows, block by block: the second half of `update`."""
-        k, v = self.pool.store.read(layer, self.blocks)
+        """Gather one layer's keys and values of all rows, block by block: the second half of `update`.
+
+        Args:
+            out: where to, in a pool of floats. None: new memory.
+        """
+        k, v = self.pool.store.read(layer, self.blocks) if out is None else self.pool.store.read(layer, self.blocks, out=out)
         kv_len = max(self._seq_lens, default=0)
         return k[:, :kv_len], v[:, :kv_len]
 

@@ -32,11 +32,13 @@ def as_blocks(tables: Sequence[Sequence[int]], device: torch.device) -> Blocks:
     return torch.tensor(tables, dtype=torch.long, device=device).reshape(len(tables), per_row)
 
 
-def _at(kept: Shaped[Tensor, "2 num_blocks *block"], blocks: Blocks) -> Shaped[Tensor, "2 blocks *block"]:
+def _at(
+    kept: Shaped[Tensor, "2 num_blocks *block"], blocks: Blocks, *, out: Tensor | None = None
+) -> Shaped[Tensor, "2 blocks *block"]:
     """Return some of a layer's blocks, those of all rows one behind the other: gathered, or in their places where they are a run."""
     if isinstance(blocks, range):
         return kept[:, blocks.start : blocks.stop]
-    return kept.index_select(1, blocks.flatten())
+    return torch.index_select(kept, 1, blocks.flatten(), out=out)
 
 
 def _shape(blocks: Blocks) -> tuple[int, int]:
@@ -211,11 +213,22 @@ class FloatStore(Store):
         keys.index_copy_(0, writes.slots, k.detach())
         values.index_copy_(0, writes.slots, v.detach())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of a number."""
+        return self._blocks.dtype
+
+    def gathered_shape(self, blocks: Blocks) -> tuple[int, ...]:
+        """Return the shape of what `read` gathers to."""
+        batch, per_row = _shape(blocks)
+        return 2, batch * per_row, *self._blocks.shape[3:]
+
     def read(
-        self, layer: int, blocks: Blocks
+        self, layer: int, blocks: Blocks, *, out: Float[Tensor, "2 blocks block_size n_kv_heads head_dim"] | None = None
     ) -> tuple[Float[Tensor, "batch slots n_kv_heads head_dim"], Float[Tensor, "batch slots n_kv_heads head_dim"]]:
+        """See `Store.read`. Where blocks have to be gathered, `out` is where to."""
         (batch, per_row), (*_, block_size, n_kv_heads, head_dim) = _shape(blocks), self._blocks.shape
-        k, v = _at(self._by_layer[layer], blocks).view(2, batch, per_row * block_size, n_kv_heads, head_dim)
+        k, v = _at(self._by_layer[layer], blocks, out=out).view(2, batch, per_row * block_size, n_kv_heads, head_dim)
         return k, v
 
     def check_fits(self, k: Float[Tensor, "batch new_len heads width"], v: Float[Tensor, "batch new_len heads2 width2"]) -> None:
@@ -301,7 +314,7 @@ def _with_more(staged: Float[Tensor, "layers 2 blocks *block"], more: int) -> Fl
 
 @dataclass(frozen=True)
 class Coded:
-    """One layer's keys and values of some blocks, in few bits.
+    """One layer's keys and values of some blocks, in few bits. Blocks that are open have scale 1 and zero 0, and their codes mean nothing.
 
     Args:
         codes: of keys, then of values.
@@ -309,13 +322,13 @@ class Coded:
         value_levels: scales, then zeros: one of each per token and group of channels.
     """
 
-    codes: UInt8[Tensor, "2 blocks block_size kv_dim"]
+    codes: UInt8[Tensor, "2 blocks n_kv_heads block_size head_dim"]
     key_levels: Float16[Tensor, "2 blocks 1 kv_dim"]
     value_levels: Float16[Tensor, "2 blocks block_size groups 1"]
 
     def decoded(self, dtype: torch.dtype) -> Float[Tensor, "2 blocks block_size kv_dim"]:
         """Return the numbers."""
-        keys, values = self.codes
+        keys, values = self.codes.transpose(2, 3).flatten(3)
         in_groups = values.unflatten(2, (self.value_levels.shape[3], -1))
         return torch.stack(
             (dequantize(keys, *self.key_levels, dtype=dtype), dequantize(in_groups, *self.value_levels, dtype=dtype).flatten(2))
@@ -338,6 +351,17 @@ class _StagedWrites(Writes):
     held: Int[Tensor, "2 num_held"]
     stay: Int[Tensor, "2 num_open"]
     close: Int[Tensor, "2 num_closing"]
+
+
+@dataclass(frozen=True)
+class _OpenWrites(Writes):
+    """Where new tokens go when all their blocks stay open.
+
+    Args:
+        staged: for each new token, its slot among all that are staged.
+    """
+
+    staged: Int[Tensor, "tokens"]
 
 
 class QuantizedStore(Store):
@@ -386,7 +410,9 @@ class QuantizedStore(Store):
         )
         outer, groups = (config.n_layers, 2, num_blocks), config.kv_dim // self.value_group_size
         # Zeros, not empty: what has never been written reads as 0, not as whatever a scale of NaN makes of it.
-        self._codes = torch.zeros(*outer, block_size, -(-config.kv_dim * bits // 8), dtype=torch.uint8, device=device)
+        # Each head's codes side by side, as attention wants them.
+        bytes_per_head = -(-config.head_dim * bits // 8)
+        self._codes = torch.zeros(*outer, config.n_kv_heads, block_size, bytes_per_head, dtype=torch.uint8, device=device)
         self._key_levels = torch.zeros(*outer, 1, config.kv_dim, dtype=torch.float16, device=device)  # scale and zero
         self._value_levels = torch.zeros(*outer, block_size, groups, 1, dtype=torch.float16, device=device)
         shape = (config.n_layers, 2, open_blocks, block_size, config.n_kv_heads, config.head_dim)
@@ -450,6 +476,8 @@ class QuantizedStore(Store):
 
     def plan(self, slots: Int[Tensor, "tokens"], closing: Sequence[int] = ()) -> Writes:
         per_slot, closing = (slots // self.block_size).tolist(), set(closing)
+        if not closing:
+            return self._plan_open(slots.to(self.device), per_slot)
         at_hand = sorted({*per_slot, *closing})
         held = [(index, self._stage_of[block]) for index, block in enumerate(at_hand) if block in self._stage_of]
         close = [(index, block) for index, block in enumerate(at_hand) if block in closing]
@@ -471,6 +499,9 @@ class QuantizedStore(Store):
         v: Float[Tensor, "tokens n_kv_heads head_dim"],
     ) -> None:
         staged = self._staged[layer]
+        if isinstance(writes, _OpenWrites):
+            staged.flatten(1, 2).index_copy_(1, writes.staged, torch.stack((k.detach(), v.detach())))
+            return
         at_hand = staged.new_zeros(2, writes.num_blocks, *staged.shape[2:])
         (index, stage) = writes.held
         at_hand[:, index] = staged[:, stage]
@@ -488,13 +519,13 @@ class QuantizedStore(Store):
         found = self.coded(layer, blocks).decoded(self._staged.dtype)
         rows, columns, stages = self.opened(blocks)
         if len(rows):
-            found.view(2, batch, per_row, *found.shape[2:])[:, rows, columns] = self.staged(layer, stages).flatten(3)
+            found.view(2, batch, per_row, *found.shape[2:])[:, rows, columns] = self._staged[layer][:, stages].flatten(3)
         k, v = found.view(2, batch, per_row * self.block_size, *self._staged.shape[4:])
         return k, v
 
     def coded(self, layer: int, blocks: Blocks) -> "Coded":
-        """Return what one layer of some blocks is kept as. Of open blocks it means nothing, but is finite."""
-        codes = unpack(_at(self._codes[layer], blocks), bits=self.bits, length=self._key_levels.shape[-1])
+        """Return what one layer of some blocks is kept as."""
+        codes = unpack(_at(self._codes[layer], blocks), bits=self.bits, length=self._staged.shape[-1])
         return Coded(codes, _at(self._key_levels[layer], blocks), _at(self._value_levels[layer], blocks))
 
     def opened(self, blocks: Blocks) -> tuple[Int[Tensor, "open"], Int[Tensor, "open"], Int[Tensor, "open"]]:
@@ -503,9 +534,9 @@ class QuantizedStore(Store):
         rows, columns = (stages >= 0).nonzero(as_tuple=True)
         return rows, columns, stages[rows, columns]
 
-    def staged(self, layer: int, stages: Int[Tensor, "open"]) -> Float[Tensor, "2 open block_size n_kv_heads head_dim"]:
-        """Return one layer's keys and values of open blocks."""
-        return self._staged[layer].index_select(1, stages)
+    def staged_layer(self, layer: int) -> Float[Tensor, "2 stages block_size n_kv_heads head_dim"]:
+        """Return one layer's keys and values of open blocks, where they are staged."""
+        return self._staged[layer]
 
     def check_fits(self, k: Float[Tensor, "batch new_len heads width"], v: Float[Tensor, "batch new_len heads2 width2"]) -> None:
         check_fits(self._staged[0, 0], k, v)
@@ -519,9 +550,17 @@ class QuantizedStore(Store):
         key_codes, *key_levels = quantize(keys, bits=self.bits, dim=1)  # one group: a channel of all the block's tokens
         in_groups = values.unflatten(2, (-1, self.value_group_size))
         value_codes, *value_levels = quantize(in_groups, bits=self.bits, dim=3)  # one group: some channels of one token
-        self._codes[layer][:, blocks] = pack(torch.stack((key_codes, value_codes.flatten(2))), bits=self.bits)
+        codes = torch.stack((key_codes, value_codes.flatten(2))).unflatten(3, self._staged.shape[4:]).transpose(2, 3)
+        self._codes[layer][:, blocks] = pack(codes, bits=self.bits)
         self._key_levels[layer][:, blocks] = torch.stack(key_levels)
         self._value_levels[layer][:, blocks] = torch.stack(value_levels)
+
+    def _plan_open(self, slots: Int[Tensor, "tokens"], per_slot: list[int]) -> _OpenWrites:
+        fresh = sorted({*per_slot} - self._stage_of.keys())
+        self._open(fresh)
+        self._staged[:, :, [self._stage_of[block] for block in fresh]] = 0
+        firsts = torch.tensor([self._stage_of[block] * self.block_size for block in per_slot], dtype=torch.long, device=self.device)
+        return _OpenWrites(slots, firsts + slots % self.block_size)
 
     def _open(self, blocks: Sequence[int]) -> None:
         """Give blocks a place in full precision. Whoever asks for one fills all of it."""
@@ -533,6 +572,9 @@ class QuantizedStore(Store):
             self._free_stages = [*reversed(range(held, held + more)), *self._free_stages]
         for block in blocks:
             self._stage_of[block] = self._free_stages.pop()
+            # As if it were quantised, with numbers for codes: who reads both kinds of block alike need not tell them apart.
+            for levels in (self._key_levels, self._value_levels):
+                levels[:, 0, block], levels[:, 1, block] = 1, 0
         self._note_stages(blocks)
 
     def _note_stages(self, blocks: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
+import psutil
 from torch import Tensor
 
 from llama3_edu.attention import fused_attend
@@ -23,6 +24,9 @@ def fastest(model: Llama, *, fast: bool = True) -> NextLogits:
     The fast path stands in for the model where the two do the same: where the model is made of the package's own layers, attends with
     `fused_attend`, is not in training, and nobody watches its layers with a hook. Anything else runs as it stands in `model.py`.
 
+    On a processor that multiplies bfloat16 itself, matrices in bfloat16 are held a second time, in the order in which it does so, if that
+    takes less than half of the memory that is free.
+
     Args:
         fast: False: the model itself, in any case.
     """
@@ -31,11 +35,16 @@ def fastest(model: Llama, *, fast: bool = True) -> NextLogits:
     weights = pack(model)
     known = _FAST.get(model)
     if known is None or known.weights is not weights:
-        known = _FAST[model] = FastLlama(weights)
+        known = _FAST[model] = FastLlama(weights, may_copy=_has_room_for_a_copy(weights))
     return known.next_logits
 
 
 _FAST: "WeakKeyDictionary[Llama, FastLlama]" = WeakKeyDictionary()
+
+
+def _has_room_for_a_copy(weights: PackedLlama) -> bool:
+    """Whether a second copy of all weights would take less than half of the memory that is free."""
+    return 2 * weights.nbytes < psutil.virtual_memory().available
 
 
 def _does_what_it_says(model: Llama) -> bool:

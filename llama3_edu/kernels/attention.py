@@ -12,8 +12,9 @@ from llama3_edu.attention import fused_attend
 from llama3_edu.cache.base import KVCache
 from llama3_edu.cache.paged import PagedCache
 from llama3_edu.cache.quantized import QuantizedCache
-from llama3_edu.cache.store import QuantizedStore
-from llama3_edu.kernels.few_bits import attend_in_few_bits
+from llama3_edu.cache.store import FloatStore, QuantizedStore
+from llama3_edu.kernels.few_bits import FewBits
+from llama3_edu.kernels.scratch import Scratch
 from llama3_edu.positions import PAD, causal_mask
 
 __all__ = ["Attend", "attention_over"]
@@ -23,26 +24,43 @@ Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def attention_over(
-    cache: KVCache, positions: Int[Tensor, "batch new_len"], key_positions: Int[Tensor, "batch kv_len"]
+    cache: KVCache, positions: Int[Tensor, "batch new_len"], key_positions: Int[Tensor, "batch kv_len"], scratch: Scratch
 ) -> Attend:
     """Return the attention of one forward, after `cache.reserve`.
 
     Args:
         positions: where the new tokens stand.
         key_positions: what `reserve` returned.
+        scratch: where layers put what they need for a moment.
     """
     if positions.shape[1] == 1 and isinstance(cache, (PagedCache, QuantizedCache)) and isinstance(cache.store, QuantizedStore):
-        return _in_few_bits(cache, visible=key_positions != PAD)
+        return _in_few_bits(cache, key_positions != PAD, scratch)
     if _is_whole_prompt(positions, key_positions):
         return lambda layer, q, k, v: _causal_attend(q, *cache.update(layer, k, v))
     mask = _mask(positions, key_positions)
+    if isinstance(cache, PagedCache) and isinstance(cache.store, FloatStore) and not isinstance(cache.blocks, range):
+        return _over_gathered_blocks(cache, mask, scratch)
     return lambda layer, q, k, v: fused_attend(q, *cache.update(layer, k, v), mask)
 
 
-def _in_few_bits(cache: PagedCache | QuantizedCache, *, visible: Bool[Tensor, "batch kv_len"]) -> Attend:
+def _in_few_bits(cache: PagedCache | QuantizedCache, visible: Bool[Tensor, "batch kv_len"], scratch: Scratch) -> Attend:
+    few_bits = FewBits(cache.store, cache.blocks, visible=visible, scratch=scratch)
+
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(layer, k, v)
-        return attend_in_few_bits(q, cache.store, layer=layer, blocks=cache.blocks, visible=visible)
+        return few_bits.attend(layer, q)
+
+    return attend
+
+
+def _over_gathered_blocks(cache: PagedCache, mask: Tensor | None, scratch: Scratch) -> Attend:
+    """What `update` does, except that all layers gather to the same place."""
+    store, blocks = cache.store, cache.blocks
+    gathered = scratch.take("blocks", store.gathered_shape(blocks), dtype=store.dtype, device=store.device)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.write(layer, k, v)
+        return fused_attend(q, *cache.read(layer, out=gathered), mask)
 
     return attend
 

@@ -1,97 +1,112 @@
 """One query per row over keys and values in few bits, without ever putting the numbers together again.
 
-A key is `zero + code * scale`, so a query's product with it is `query · zero + (query * scale) · code`: the scales of a block go into the
-query, once for all its tokens, and the zeros into one number per block. A value's scale goes into its weight. What is left to be multiplied are the codes.
+A key is `zero + code * scale`, so a query's product with it is `query · zero + (query * scale) · code`: a block's scales go into the query,
+once for all its tokens, and its zeros into one number. A value's scale goes into its weight. What is left to be multiplied are the codes.
 """
 
 import math
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float16, UInt8
 from torch import Tensor
 
-from llama3_edu.cache.store import Blocks, Coded, QuantizedStore
+from llama3_edu.cache.store import Blocks, QuantizedStore
+from llama3_edu.kernels.scratch import Scratch
 
-__all__ = ["attend_in_few_bits"]
+__all__ = ["FewBits"]
 
 
-def attend_in_few_bits(
-    q: Float[Tensor, "batch 1 n_heads head_dim"],
-    store: QuantizedStore,
-    *,
-    layer: int,
-    blocks: Blocks,
-    visible: Bool[Tensor, "batch kv_len"],
-) -> Float[Tensor, "batch 1 n_heads head_dim"]:
-    """Let each row's newest query gather from the values of its blocks. Equal to attention over what `store.read` returns, up to rounding.
+class FewBits:
+    """Attention of each row's newest token over the blocks of its row, for all layers of one forward.
+
+    Every block is multiplied by itself, heads and all: its codes lie in the order in which they are read.
+    Equal to attention over what `store.read` returns, up to rounding.
 
     Args:
         blocks: each row's blocks, in order.
         visible: which of their slots hold a token of the row; the newest query may look at all of these.
+        scratch: where codes are unpacked to.
 
     Source: arXiv 2402.02750, section 3.2 (scales per channel for keys, per token for values).
     """
-    batch, _, n_heads, head_dim = q.shape
-    coded = store.coded(layer, blocks)
-    n_kv_heads, num_slots = coded.codes.shape[-1] // head_dim, coded.codes.shape[1] // batch * store.block_size
-    wide = torch.promote_types(q.dtype, torch.float32)
-    grouped = q.to(wide).view(batch, n_kv_heads, n_heads // n_kv_heads, head_dim) / math.sqrt(head_dim)
-    rows, columns, stages = store.opened(blocks)
-    open_keys, open_values = store.staged(layer, stages).to(wide).transpose(2, 3)  # [open n_kv_heads block_size head_dim]
 
-    scores = _scores(grouped, coded)  # [batch n_kv_heads blocks n_rep block_size]
-    scores[rows, :, columns] = grouped[rows] @ open_keys.transpose(2, 3)
-    in_a_row = scores.transpose(2, 3).reshape(batch, n_kv_heads, -1, num_slots)
-    hidden = torch.nn.functional.pad(~visible, (0, num_slots - visible.shape[1]), value=True)
-    weights = in_a_row.masked_fill_(hidden[:, None, None], torch.finfo(wide).min).softmax(dim=-1)
+    def __init__(self, store: QuantizedStore, blocks: Blocks, *, visible: Bool[Tensor, "batch kv_len"], scratch: Scratch) -> None:
+        self._store, self._blocks, self._scratch = store, blocks, scratch
+        self._opened = list(zip(*(index.tolist() for index in store.opened(blocks))))
+        beyond = -visible.shape[1] % store.block_size
+        hidden = torch.nn.functional.pad(~visible, (0, beyond), value=True)
+        self._hidden = hidden.unflatten(1, (-1, 1, 1, store.block_size))  # [batch blocks 1 1 block_size]
 
-    per_block = weights.unflatten(-1, (-1, store.block_size))  # [batch n_kv_heads n_rep blocks block_size]
-    from_open = per_block[rows, :, :, columns] @ open_values  # [open n_kv_heads n_rep head_dim]
-    per_block[rows, :, :, columns] = 0
-    out = _gathered(weights, coded, head_dim).index_add_(0, rows, from_open)
-    return out.view(batch, 1, n_heads, head_dim).to(q.dtype)
+    def attend(self, layer: int, q: Float[Tensor, "batch 1 n_heads head_dim"]) -> Float[Tensor, "batch 1 n_heads head_dim"]:
+        """Let the queries of one layer gather, after its new keys and values were written."""
+        batch, _, n_heads, head_dim = q.shape
+        coded, staged = self._store.coded(layer, self._blocks), self._store.staged_layer(layer)
+        n_kv_heads = coded.codes.shape[2]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        grouped = q.to(wide).view(batch, 1, n_kv_heads, n_heads // n_kv_heads, head_dim) / math.sqrt(head_dim)
+        scores = _scores(grouped, self._unpacked("keys", coded.codes[0], staged[0], batch, wide), coded.key_levels)
+        weights = _softmax_over_blocks(scores.masked_fill_(self._hidden, torch.finfo(wide).min))
+        out = _gathered(weights, self._unpacked("values", coded.codes[1], staged[1], batch, wide), coded.value_levels)
+        return out.view(batch, 1, n_heads, head_dim).to(q.dtype)
+
+    def _unpacked(
+        self,
+        name: str,
+        codes: UInt8[Tensor, "all_blocks n_kv_heads block_size head_dim"],
+        staged: Float[Tensor, "stages block_size n_kv_heads head_dim"],
+        batch: int,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "batch blocks n_kv_heads block_size head_dim"]:
+        """Return codes as the numbers they are multiplied as: one pass over a quarter of the bytes, or less.
+
+        What is kept as it came has scale 1 and zero 0: its codes are the numbers themselves.
+        """
+        by_row = codes.unflatten(0, (batch, -1))
+        unpacked = self._scratch.take(name, tuple(by_row.shape), dtype=dtype, device=codes.device).copy_(by_row)
+        for row, column, stage in self._opened:
+            unpacked[row, column] = staged[stage].transpose(0, 1)
+        return unpacked
 
 
 def _scores(
-    q: Float[Tensor, "batch n_kv_heads n_rep head_dim"], coded: Coded
-) -> Float[Tensor, "batch n_kv_heads blocks n_rep block_size"]:
-    """Return the product of every query with every key, block by block."""
-    batch, n_kv_heads, _, head_dim = q.shape
-    # [2 batch n_kv_heads blocks 1 head_dim]: a block's scales in one channel, for all its tokens.
-    levels = coded.key_levels.to(q.dtype).view(2, batch, -1, 1, n_kv_heads, head_dim).permute(0, 1, 4, 2, 3, 5)
-    scale, zero = levels
-    codes = _heads_first(coded.codes[0], batch, n_kv_heads, q.dtype)  # [batch n_kv_heads blocks block_size head_dim]
-    in_blocks = q[:, :, None]
-    return torch.matmul(in_blocks * scale, codes.transpose(3, 4)).add_(torch.matmul(in_blocks, zero.transpose(3, 4)))
+    q: Float[Tensor, "batch 1 n_kv_heads n_rep head_dim"],
+    keys: Float[Tensor, "batch blocks n_kv_heads block_size head_dim"],
+    levels: Float16[Tensor, "2 all_blocks 1 kv_dim"],
+) -> Float[Tensor, "batch blocks n_kv_heads n_rep block_size"]:
+    """Return the product of every query with every key."""
+    batch, blocks, n_kv_heads, _, head_dim = keys.shape
+    scale, zero = levels.to(q.dtype).view(2, batch, blocks, n_kv_heads, 1, head_dim)
+    of_zeros = (q * zero).sum(dim=-1, keepdim=True)
+    return torch.matmul(q * scale, keys.transpose(3, 4)).add_(of_zeros)
+
+
+def _softmax_over_blocks(
+    scores: Float[Tensor, "batch blocks n_kv_heads n_rep block_size"],
+) -> Float[Tensor, "batch blocks n_kv_heads n_rep block_size"]:
+    """Return weights that add up to 1 over all slots of all blocks."""
+    weights = (scores - scores.amax(dim=(1, 4), keepdim=True)).exp_()
+    return weights.div_(weights.sum(dim=(1, 4), keepdim=True))
 
 
 def _gathered(
-    weights: Float[Tensor, "batch n_kv_heads n_rep slots"], coded: Coded, head_dim: int
+    weights: Float[Tensor, "batch blocks n_kv_heads n_rep block_size"],
+    values: Float[Tensor, "batch blocks n_kv_heads block_size head_dim"],
+    levels: Float16[Tensor, "2 all_blocks block_size groups 1"],
 ) -> Float[Tensor, "batch n_kv_heads n_rep head_dim"]:
     """Return the sum of all values, each times its weight.
 
     A group of channels may span several heads, or a head several groups. So heads are cut into parts that lie in one group each.
     """
-    batch, n_kv_heads, n_rep, slots = weights.shape
-    groups = coded.value_levels.shape[3]
+    batch, blocks, n_kv_heads, block_size, head_dim = values.shape
+    groups = levels.shape[3]
     group_size = n_kv_heads * head_dim // groups
     part = math.gcd(head_dim, group_size)
-    group_of_part = torch.arange(0, n_kv_heads * head_dim, part, device=weights.device) // group_size
-    levels = coded.value_levels.to(weights.dtype).view(2, batch, slots, groups)
-    if len(group_of_part) != groups:
-        levels = levels[..., group_of_part]
-    scale, zero = levels.view(2, batch, slots, n_kv_heads, -1).permute(0, 1, 3, 4, 2)[..., None, :]  # [batch n_kv_heads parts 1 slots]
-    codes = _heads_first(coded.codes[1], batch, n_kv_heads * head_dim // part, weights.dtype)
-    codes = codes.view(batch, n_kv_heads, -1, slots, part)
-    in_parts = weights[:, :, None]
-    out = torch.matmul(in_parts * scale, codes) + torch.matmul(in_parts, zero.transpose(3, 4))  # [batch n_kv_heads parts n_rep part]
-    return out.transpose(2, 3).reshape(batch, n_kv_heads, n_rep, head_dim)
-
-
-def _heads_first(
-    codes: UInt8[Tensor, "blocks block_size kv_dim"], batch: int, heads: int, dtype: torch.dtype
-) -> Float[Tensor, "batch heads blocks_per_row block_size width"]:
-    """Return codes as the numbers they are multiplied as, those of one head side by side: one pass over a quarter of the bytes."""
-    blocks, block_size, kv_dim = codes.shape
-    by_row = codes.view(batch, blocks // batch, block_size, heads, kv_dim // heads).permute(0, 3, 1, 2, 4)
-    return torch.empty(by_row.shape, dtype=dtype, device=codes.device).copy_(by_row)
+    by_token = levels.squeeze(4) if part == group_size else levels.squeeze(4).repeat_interleave(group_size // part, dim=3)
+    # [2 parts batch blocks n_kv_heads 1 block_size]
+    by_part = by_token.unflatten(3, (n_kv_heads, 1, -1)).unflatten(1, (batch, blocks)).permute(0, 6, 1, 2, 4, 5, 3)
+    scales, zeros = by_part.to(weights.dtype, memory_format=torch.contiguous_format)
+    of_parts = [
+        torch.matmul(weights * scale, values_of_part).add_((weights * zero).sum(dim=-1, keepdim=True)).sum(dim=1)
+        for scale, zero, values_of_part in zip(scales, zeros, values.split(part, dim=4))
+    ]
+    return torch.cat(of_parts, dim=-1)

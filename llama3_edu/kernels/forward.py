@@ -6,6 +6,7 @@ no list of keys and values is looked up twice.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llama3_edu.cache.base import KVCache, NoCache, lengths
-from llama3_edu.config import LlamaConfig
-from llama3_edu.kernels.attention import Attend, attention_over
-from llama3_edu.kernels.packed import PackedLayer, PackedLlama
-from llama3_edu.kernels.projection import make_projection
+from llama3_edu.kernels.attention import attention_over
+from llama3_edu.kernels.decode import DecodeStep
+from llama3_edu.kernels.packed import PackedLlama
+from llama3_edu.kernels.projection import LayerProjections, make_projection
+from llama3_edu.kernels.scratch import Scratch
 from llama3_edu.model import check_tokens
 from llama3_edu.positions import PAD
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
@@ -38,14 +40,16 @@ class FastLlama:
     def __init__(self, weights: PackedLlama, *, may_copy: bool = True) -> None:
         self.weights = weights
         self.config = weights.config
-        self._layers = [_Layer(layer, may_copy=may_copy) for layer in weights.layers]
-        self._output = make_projection(weights.output, may_copy=may_copy)
+        self.layers = [LayerProjections.of(layer, may_copy=may_copy) for layer in weights.layers]
+        self.output = make_projection(weights.output, may_copy=may_copy)
         self._rotations = _Rotations(weights)
+        self._scratch = Scratch()
+        self._decode = DecodeStep(weights, self.layers, self.output)
 
     @property
     def nbytes_beside(self) -> int:
         """Bytes held beside the model's own weights."""
-        return self._output.nbytes_beside + sum(layer.nbytes_beside for layer in self._layers)
+        return self._scratch.nbytes + self.output.nbytes_beside + sum(layer.nbytes_beside for layer in self.layers)
 
     def forward(
         self,
@@ -55,7 +59,7 @@ class FastLlama:
     ) -> Float[Tensor, "batch new_len vocab_size"]:
         """Return the logits that follow every token. Arguments and errors are those of `Llama.forward`."""
         x, _ = self._hidden(tokens, cache, positions)
-        return self._output(self._final_norm(x)).view(*tokens.shape, -1)
+        return self.output(self._final_norm(x)).view(*tokens.shape, -1)
 
     def next_logits(
         self,
@@ -64,8 +68,18 @@ class FastLlama:
         positions: Int[Tensor, "batch new_len"] | None = None,
     ) -> Float[Tensor, "batch vocab_size"]:
         """Return the logits that follow each row's last real token. Arguments and errors are those of `Llama.next_logits`."""
+        if cache is not None and self._decode.applies(tokens, cache, positions):
+            return self._decode_one(tokens, cache, positions)
         x, positions = self._hidden(tokens, cache, positions)
-        return self._output(self._final_norm(_last_of_each_row(x, positions)))
+        return self.output(self._final_norm(_last_of_each_row(x, positions)))
+
+    def _decode_one(
+        self, tokens: Int[Tensor, "1 1"], cache: KVCache, positions: Int[Tensor, "1 1"] | None
+    ) -> Float[Tensor, "1 vocab_size"]:
+        positions = cache.seq_lens[:, None] if positions is None else positions
+        check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
+        cache.reserve(positions)
+        return self._decode.next_logits(tokens, cache, self._rotations.matrices(positions)[0])
 
     def _hidden(
         self, tokens: Tensor, cache: KVCache | None, positions: Tensor | None
@@ -76,46 +90,37 @@ class FastLlama:
         if positions is None:
             positions = lengths(cache, batch).to(tokens.device)[:, None] + torch.arange(new_len, device=tokens.device)
         check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
-        attend = attention_over(cache, positions, cache.reserve(positions))
+        attend = attention_over(cache, positions, cache.reserve(positions), self._scratch)
         turn = self._rotations.at(positions)
         x = self.weights.embeddings[tokens.flatten()]
-        for index, layer in enumerate(self._layers):
-            x = layer.attention(x, index, (batch, new_len), self.config, turn, attend)
-            x = layer.feed_forward(x, self.config.norm_eps)
+        for index, layer in enumerate(self.layers):
+            x = self._attention(x, (batch, new_len), layer, turn, partial(attend, index))
+            x = self._feed_forward(x, layer)
         return x, positions
+
+    def _attention(
+        self,
+        x: Float[Tensor, "tokens dim"],
+        shape: tuple[int, int],
+        layer: LayerProjections,
+        turn: "Turn",
+        attend: "Callable[..., Tensor]",
+    ) -> Float[Tensor, "tokens dim"]:
+        """Return the stream with a layer's attention added."""
+        n_heads, n_kv_heads, head_dim = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
+        heads = layer.wqkv(rms_norm(x, layer.attention_norm, self.config.norm_eps)).view(len(x), -1, head_dim)
+        q, k = turn(heads[:, : n_heads + n_kv_heads]).view(*shape, -1, head_dim).split((n_heads, n_kv_heads), dim=2)
+        v = heads[:, n_heads + n_kv_heads :].view(*shape, n_kv_heads, head_dim)
+        out = attend(q, k, v)  # [batch new_len n_heads head_dim]
+        return layer.wo.add_to(x, out.reshape(len(x), -1))
+
+    def _feed_forward(self, x: Float[Tensor, "tokens dim"], layer: LayerProjections) -> Float[Tensor, "tokens dim"]:
+        """Return the stream with a layer's SwiGLU added."""
+        gate, up = layer.w13(rms_norm(x, layer.ffn_norm, self.config.norm_eps)).chunk(2, dim=-1)
+        return layer.w2.add_to(x, F.silu(gate).mul_(up))
 
     def _final_norm(self, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
         return rms_norm(x, self.weights.norm, self.config.norm_eps)
-
-
-class _Layer:
-    """One decoder block."""
-
-    def __init__(self, weights: PackedLayer, *, may_copy: bool) -> None:
-        self._attention_norm, self._ffn_norm = weights.attention_norm, weights.ffn_norm
-        self._wqkv, self._wo, self._w13, self._w2 = self._projections = tuple(
-            make_projection(weight, may_copy=may_copy) for weight in (weights.wqkv, weights.wo, weights.w13, weights.w2)
-        )
-
-    @property
-    def nbytes_beside(self) -> int:
-        return sum(projection.nbytes_beside for projection in self._projections)
-
-    def attention(
-        self, x: Float[Tensor, "tokens dim"], layer: int, shape: tuple[int, int], config: LlamaConfig, turn: "Turn", attend: Attend
-    ) -> Float[Tensor, "tokens dim"]:
-        """Return the stream with this layer's attention added."""
-        n_heads, n_kv_heads = config.n_heads, config.n_kv_heads
-        heads = self._wqkv(rms_norm(x, self._attention_norm, config.norm_eps)).view(len(x), -1, config.head_dim)
-        q, k = turn(heads[:, : n_heads + n_kv_heads]).view(*shape, -1, config.head_dim).split((n_heads, n_kv_heads), dim=2)
-        v = heads[:, n_heads + n_kv_heads :].view(*shape, n_kv_heads, config.head_dim)
-        out = attend(layer, q, k, v)  # [batch new_len n_heads head_dim]
-        return self._wo.add_to(x, out.reshape(len(x), -1))
-
-    def feed_forward(self, x: Float[Tensor, "tokens dim"], norm_eps: float) -> Float[Tensor, "tokens dim"]:
-        """Return the stream with this layer's SwiGLU added."""
-        gate, up = self._w13(rms_norm(x, self._ffn_norm, norm_eps)).chunk(2, dim=-1)
-        return self._w2.add_to(x, F.silu(gate).mul_(up))
 
 
 def rms_norm(x: Float[Tensor, "tokens dim"], weight: Float[Tensor, "dim"], eps: float) -> Float[Tensor, "tokens dim"]:
@@ -152,12 +157,17 @@ class _Rotations:
 
     def at(self, positions: Int[Tensor, "batch new_len"]) -> Turn:
         """Return what rotates queries and keys at these positions."""
-        cos, sin = rope_angles(self._frequencies, positions, self._dtype)  # [batch new_len 1 half_head_dim]
         if positions.shape[1] == 1:
-            matrices = self._identity * torch.cat((cos, cos), dim=-1)[:, 0] + self._swap * torch.cat((sin, sin), dim=-1)[:, 0]
+            matrices = self.matrices(positions)
             return lambda heads: torch.bmm(heads, matrices)
+        cos, sin = rope_angles(self._frequencies, positions, self._dtype)  # [batch new_len 1 half_head_dim]
         cos, sin = cos.flatten(0, 1)[None], sin.flatten(0, 1)[None]
         return lambda heads: rotate(heads[None], cos, sin)[0]
+
+    def matrices(self, positions: Int[Tensor, "batch 1"]) -> Float[Tensor, "batch head_dim head_dim"]:
+        """Return what the heads of each row are multiplied by."""
+        cos, sin = rope_angles(self._frequencies, positions, self._dtype)
+        return self._identity * torch.cat((cos, cos), dim=-1)[:, 0] + self._swap * torch.cat((sin, sin), dim=-1)[:, 0]
 
 
 def _last_of_each_row(x: Float[Tensor, "tokens dim"], positions: Int[Tensor, "batch new_len"]) -> Float[Tensor, "batch dim"]:

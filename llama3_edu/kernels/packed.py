@@ -27,6 +27,12 @@ class PackedLayer:
     """The gate, and below it what is gated."""
     w2: Float[Tensor, "dim hidden_dim"]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the block's weights."""
+        matrices = (self.wqkv, self.wo, self.w13, self.w2)
+        return sum(weight.nbytes for weight in (self.attention_norm, self.ffn_norm, *matrices))
+
 
 @dataclass(frozen=True)
 class PackedLlama:
@@ -37,6 +43,13 @@ class PackedLlama:
     layers: tuple[PackedLayer, ...]
     norm: Float[Tensor, "dim"]
     output: Float[Tensor, "vocab_size dim"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        tied = self.output.data_ptr() == self.embeddings.data_ptr()
+        ends = (self.embeddings, self.norm) if tied else (self.embeddings, self.norm, self.output)
+        return sum(weight.nbytes for weight in ends) + sum(layer.nbytes for layer in self.layers)
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +83,17 @@ _PACKED: "WeakKeyDictionary[Llama, tuple[tuple[int, ...], PackedLlama]]" = WeakK
 
 def _addresses(model: Llama) -> tuple[int, ...]:
     """Where the parameters lie. What was packed is held, so that nothing else comes to lie there."""
-    return tuple(parameter.data_ptr() for parameter in model.parameters())
+    return tuple(weight.data_ptr() for module in _modules(model) for weight in module._parameters.values() if weight is not None)
+
+
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """Return a model and all that it is made of. `nn.Module.modules` says the same, but takes longer than a step of a small model may."""
+    found, todo = [], [model]
+    while todo:
+        module = todo.pop()
+        found.append(module)
+        todo += module._modules.values()
+    return found
 
 
 _PLAIN = (Llama, Block, Attention, FeedForward, RMSNorm, nn.Linear, nn.Embedding, nn.ModuleList)
@@ -86,8 +109,8 @@ def is_plain(model: nn.Module) -> bool:
         type(module) in _PLAIN
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not _OWN_WAYS & vars(module).keys()
-        and getattr(module, "bias", None) is None
-        for module in model.modules()
+        and module._parameters.get("bias") is None
+        for module in _modules(model)
     )
 
 

@@ -2,13 +2,16 @@
 
 import platform
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Projection", "PlainProjection", "OneDnnProjection", "make_projection"]
+from llama3_edu.kernels.packed import PackedLayer
+
+__all__ = ["Projection", "PlainProjection", "OneDnnProjection", "LayerProjections", "make_projection"]
 
 _WORTH_THE_CALL = 2 * 2**20
 """Bytes of a matrix. A call into oneDNN costs ten microseconds more than one into BLAS: a small matrix is read in less."""
@@ -30,6 +33,16 @@ class Projection(ABC):
     ) -> Float[Tensor, "rows out_features"]:
         """Return `residual + x @ weight.T`, in one pass."""
 
+    def of_row(self, x: Float[Tensor, "in_features"]) -> Float[Tensor, "out_features"]:
+        """Return `weight @ x`."""
+        return self(x[None])[0]
+
+    def add_row_to(
+        self, residual: Float[Tensor, "out_features"], x: Float[Tensor, "in_features"]
+    ) -> Float[Tensor, "out_features"]:
+        """Return `residual + weight @ x`, in one pass."""
+        return self.add_to(residual[None], x[None])[0]
+
 
 class PlainProjection(Projection):
     """Multiplies with the BLAS that PyTorch was built with, or with cuBLAS: on every device, in every type.
@@ -50,6 +63,14 @@ class PlainProjection(Projection):
         self, residual: Float[Tensor, "rows out_features"], x: Float[Tensor, "rows in_features"]
     ) -> Float[Tensor, "rows out_features"]:
         return torch.addmm(residual, x, self._transposed)
+
+    def of_row(self, x: Float[Tensor, "in_features"]) -> Float[Tensor, "out_features"]:
+        return torch.mv(self._weight, x)
+
+    def add_row_to(
+        self, residual: Float[Tensor, "out_features"], x: Float[Tensor, "in_features"]
+    ) -> Float[Tensor, "out_features"]:
+        return torch.addmv(residual, self._weight, x)
 
 
 class OneDnnProjection(Projection):
@@ -79,6 +100,29 @@ class OneDnnProjection(Projection):
         return self._linear_and_add(x, residual, self._weight, None, "add")
 
 
+@dataclass(frozen=True)
+class LayerProjections:
+    """One decoder block: `PackedLayer` with its matrices ready to multiply."""
+
+    attention_norm: Float[Tensor, "dim"]
+    wqkv: Projection
+    wo: Projection
+    ffn_norm: Float[Tensor, "dim"]
+    w13: Projection
+    w2: Projection
+
+    @classmethod
+    def of(cls, layer: PackedLayer, *, may_copy: bool) -> "LayerProjections":
+        """Return the fastest projections there are for a block's matrices. `may_copy`: see `make_projection`."""
+        wqkv, wo, w13, w2 = (make_projection(weight, may_copy=may_copy) for weight in (layer.wqkv, layer.wo, layer.w13, layer.w2))
+        return cls(layer.attention_norm, wqkv, wo, layer.ffn_norm, w13, w2)
+
+    @property
+    def nbytes_beside(self) -> int:
+        """Bytes held beside the matrices themselves."""
+        return sum(projection.nbytes_beside for projection in (self.wqkv, self.wo, self.w13, self.w2))
+
+
 def make_projection(weight: Float[Tensor, "out_features in_features"], *, may_copy: bool = True) -> Projection:
     """Return the fastest projection there is for a matrix here.
 
@@ -95,7 +139,11 @@ def _has_onednn(weight: Tensor) -> bool:
     """Whether oneDNN multiplies this type of number on this processor."""
     if weight.device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if (
+        not torch.backends.mkldnn.is_available()
+        or not torch.backends.mkldnn.enabled
+        or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
