@@ -100,8 +100,7 @@ $(PEERS): $(INSTALLED) benchmarks/peers-requirements.txt benchmarks/peers.sh ben
 	@touch $@
 
 benchmarks: $(PEERS) ## Measure speed beside peers, on a quiet machine: 20 minutes; what is measured already stays
-	$(BIN)/python -m benchmarks.all
-	$(BIN)/python tools/notebooks.py run book/how_fast.ipynb
+	$(BIN)/python -m benchmarks.all; status=$$?; $(BIN)/python tools/notebooks.py run book/how_fast.ipynb && exit $$status
 
 lock: $(INSTALLED) ## Resolve requirements.in anew into requirements.txt
 	$(BIN)/python -m pip install --quiet uv
