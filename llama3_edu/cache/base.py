@@ -136,7 +136,7 @@ class RowCache(KVCache):
         self._new = new
         self._seq_lens = [held + len(row) for held, row in zip(self._seq_lens, new)]
 
-    def _report(self, layer: int, *, bytes_copied: int = 0) -> None:
+    def report(self, layer: int, *, bytes_copied: int = 0) -> None:
         """Tell that a layer's new keys and values are stored."""
         if self._observer is ignore:
             return  # nobody is told, once per layer and token: then nothing is written down
@@ -191,6 +191,15 @@ def check_fits(
                 f"the cache was made for {stored.shape[2]} KV heads of {stored.shape[3]} {stored.dtype} each; "
                 f"it was given {x.shape[2]} of {x.shape[3]} {x.dtype}"
             )
+
+
+def real_tokens(
+    x: Float[Tensor, "batch new_len heads width"], real: tuple[Int[Tensor, "tokens"], Int[Tensor, "tokens"]]
+) -> Float[Tensor, "tokens heads width"]:
+    """Return what belongs to tokens, at the rows and columns `real`, and not to padding: as it lies, where all does."""
+    rows, columns = real
+    batch, new_len, _, _ = x.shape
+    return x.flatten(0, 1) if len(rows) == batch * new_len else x[rows, columns]
 
 
 def checked_parents(parents: Int[Tensor, "new_batch"], rows: int) -> list[int]:

@@ -92,32 +92,21 @@ class ContiguousCache(RowCache):
             rows, columns, slots = self._destination
             keys[rows, slots] = k[rows, columns]
             values[rows, slots] = v[rows, columns]
-        self._report(layer)
+        self.report(layer)
         return keys[:, :kv_len], values[:, :kv_len]
 
-    def newest_and_all(
+    def views(
         self,
-    ) -> list[
-        tuple[
-            Float[Tensor, "n_kv_heads head_dim"],
-            Float[Tensor, "n_kv_heads head_dim"],
-            Float[Tensor, "1 n_kv_heads kv_len head_dim"],
-            Float[Tensor, "1 n_kv_heads kv_len head_dim"],
-        ]
+    ) -> tuple[
+        tuple[Float[Tensor, "n_kv_heads head_dim"], ...], tuple[Float[Tensor, "1 n_kv_heads kv_len head_dim"], ...]
     ]:
-        """Return, for every layer, where the one row's newest key and value go, and all its keys and values, as views taken at once.
+        """Return where the newest key and value go, and all keys and values: a layer's keys, its values, the next layer's keys, and so on.
 
-        It stands in for `update` where one token of one row was reserved: who writes into the first two has updated the cache.
+        It stands in for `update` where one token of one row was reserved: who writes into the first has updated the cache.
         """
         kv_len = self._seq_lens[0]
         both = self._storage.flatten(0, 1)  # [2 * layers 1 max_seq_len n_kv_heads head_dim]
-        newest = both[:, 0, kv_len - 1].unbind()
-        held = both[:, :, :kv_len].transpose(2, 3).unbind()
-        return list(zip(newest[::2], newest[1::2], held[::2], held[1::2]))
-
-    def report(self, layer: int) -> None:
-        """Tell that a layer's newest key and value were written."""
-        self._report(layer)
+        return both[:, 0, kv_len - 1].unbind(), both[:, :, :kv_len].transpose(2, 3).unbind()
 
     def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
         heirs = checked_parents(parents, len(self._seq_lens))

@@ -65,7 +65,7 @@ class GrowingCache(RowCache):
         check_fits(old_k, k, v)
         self._keys[layer] = torch.cat((old_k, k.detach()), dim=1)
         self._values[layer] = torch.cat((old_v, v.detach()), dim=1)
-        self._report(layer, bytes_copied=old_k.nbytes + old_v.nbytes)
+        self.report(layer, bytes_copied=old_k.nbytes + old_v.nbytes)
         return self._keys[layer], self._values[layer]
 
     def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llama3_edu.cache.base import RowCache, checked_parents, continued
+from llama3_edu.cache.base import RowCache, checked_parents, continued, real_tokens
 from llama3_edu.cache.blocks import BlockPool, blocks_for, fork, release_all
 from llama3_edu.cache.store import Blocks, Store, Writes, as_blocks
 from llama3_edu.events import Observer, TablesChanged, ignore
@@ -118,9 +118,8 @@ class PagedCache(RowCache):
     ) -> None:
         """Store one layer's new keys and values at the slots reserved: the first half of `update`."""
         self.pool.store.check_fits(k, v)
-        rows, columns = self._real
-        self.pool.store.write(layer, self._writes, k[rows, columns], v[rows, columns])
-        self._report(layer, bytes_copied=self._num_copied * self.pool.block_nbytes // self.pool.config.n_layers)
+        self.pool.store.write(layer, self._writes, real_tokens(k, self._real), real_tokens(v, self._real))
+        self.report(layer, bytes_copied=self._num_copied * self.pool.block_nbytes // self.pool.config.n_layers)
 
     def read(
         self, layer: int, *, out: Float[Tensor, "2 blocks block_size n_kv_heads head_dim"] | None = None

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llama3_edu.cache.base import RowCache, checked_parents, continued
+from llama3_edu.cache.base import RowCache, checked_parents, continued, real_tokens
 from llama3_edu.cache.store import Blocks, QuantizedStore, as_blocks
 from llama3_edu.config import LlamaConfig
 from llama3_edu.events import Observer, ignore
@@ -127,9 +127,8 @@ class QuantizedCache(RowCache):
     ) -> None:
         """Store one layer's new keys and values: the first half of `update`."""
         self.store.check_fits(k, v)
-        rows, columns = self._real
-        self.store.write(layer, self._writes, k[rows, columns], v[rows, columns])
-        self._report(layer)
+        self.store.write(layer, self._writes, real_tokens(k, self._real), real_tokens(v, self._real))
+        self.report(layer)
 
     def read(
         self, layer: int

@@ -32,13 +32,11 @@ def as_blocks(tables: Sequence[Sequence[int]], device: torch.device) -> Blocks:
     return torch.tensor(tables, dtype=torch.long, device=device).reshape(len(tables), per_row)
 
 
-def _at(
-    kept: Shaped[Tensor, "2 num_blocks *block"], blocks: Blocks, *, out: Tensor | None = None
-) -> Shaped[Tensor, "2 blocks *block"]:
+def _at(kept: Shaped[Tensor, "2 num_blocks *block"], blocks: Blocks) -> Shaped[Tensor, "2 blocks *block"]:
     """Return some of a layer's blocks, those of all rows one behind the other: gathered, or in their places where they are a run."""
     if isinstance(blocks, range):
         return kept[:, blocks.start : blocks.stop]
-    return torch.index_select(kept, 1, blocks.flatten(), out=out)
+    return kept.index_select(1, blocks.flatten())
 
 
 def _shape(blocks: Blocks) -> tuple[int, int]:
@@ -218,6 +216,28 @@ class FloatStore(Store):
         """The type of a number."""
         return self._blocks.dtype
 
+    def views_of_slot(self, slot: int) -> tuple[Float[Tensor, "n_kv_heads head_dim"], ...]:
+        """Return a slot's key and value of the first layer, of the second, and so on, where they are."""
+        return self._blocks.flatten(0, 1)[:, slot // self.block_size, slot % self.block_size].unbind()
+
+    def views_of_run(self, blocks: Blocks, kv_len: int) -> tuple[Float[Tensor, "1 n_kv_heads kv_len head_dim"], ...] | None:
+        """Return all keys of one row's first layer, all values, those of the second layer, and so on, where they are.
+
+        None: the row's blocks do not lie one behind the other.
+        """
+        if not isinstance(blocks, range):
+            return None
+        held = self._blocks[:, :, blocks.start : blocks.stop].flatten(0, 1).flatten(1, 2)[:, None, :kv_len]
+        return held.transpose(2, 3).unbind()
+
+    def gather_by_head(
+        self, layer: int, blocks: Int[Tensor, "1 blocks"], *, out: Float[Tensor, "2 n_kv_heads blocks block_size head_dim"]
+    ) -> tuple[Float[Tensor, "1 n_kv_heads slots head_dim"], Float[Tensor, "1 n_kv_heads slots head_dim"]]:
+        """Gather one row's keys and values of one layer to `out`, head by head: the core that gathers a head can also attend with it."""
+        torch.index_select(self._by_layer[layer].permute(0, 3, 1, 2, 4), 2, blocks[0], out=out)
+        k, v = out.flatten(2, 3)[:, None]
+        return k, v
+
     def gathered_shape(self, blocks: Blocks) -> tuple[int, ...]:
         """Return the shape of what `read` gathers to."""
         batch, per_row = _shape(blocks)
@@ -228,7 +248,14 @@ class FloatStore(Store):
     ) -> tuple[Float[Tensor, "batch slots n_kv_heads head_dim"], Float[Tensor, "batch slots n_kv_heads head_dim"]]:
         """See `Store.read`. Where blocks have to be gathered, `out` is where to."""
         (batch, per_row), (*_, block_size, n_kv_heads, head_dim) = _shape(blocks), self._blocks.shape
-        k, v = _at(self._by_layer[layer], blocks, out=out).view(2, batch, per_row * block_size, n_kv_heads, head_dim)
+        kept = self._by_layer[layer]
+        if isinstance(blocks, range):
+            found = kept[:, blocks.start : blocks.stop]
+        else:
+            found = kept.new_empty(self.gathered_shape(blocks)) if out is None else out
+            for kind in range(2):  # in two, because blocks along the first axis are copied in one piece each
+                torch.index_select(kept[kind], 0, blocks.flatten(), out=found[kind])
+        k, v = found.view(2, batch, per_row * block_size, n_kv_heads, head_dim)
         return k, v
 
     def check_fits(self, k: Float[Tensor, "batch new_len heads width"], v: Float[Tensor, "batch new_len heads2 width2"]) -> None:

@@ -1,23 +1,28 @@
-"""The step that generation is made of: one new token of one row, on a CPU, over a cache whose slots stay where they are.
+"""The step that generation is made of: one new token of one row, on a CPU.
 
 A small model's step is mostly overhead: each view that is taken and each tensor that is made costs a microsecond, as much as the work on it.
 So all views of the cache are taken at once, keys and values are written where they stay, and a row is a vector, not a matrix of one row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from llama3_edu.cache.base import KVCache
+from llama3_edu.cache.base import KVCache, RowCache
 from llama3_edu.cache.contiguous import ContiguousCache
+from llama3_edu.cache.paged import PagedCache
+from llama3_edu.cache.store import FloatStore
+from llama3_edu.kernels.attention import Attend, attention_over
 from llama3_edu.kernels.packed import PackedLlama
 from llama3_edu.kernels.projection import LayerProjections, Projection
+from llama3_edu.kernels.scratch import Scratch
 from llama3_edu.positions import PAD
 
-__all__ = ["DecodeStep"]
+__all__ = ["DecodeStep", "attention_of_one"]
 
 
 class DecodeStep:
@@ -41,35 +46,35 @@ class DecodeStep:
     def applies(
         self, tokens: Int[Tensor, "batch new_len"], cache: KVCache, positions: Int[Tensor, "batch new_len"] | None
     ) -> bool:
-        """Whether this is one token of one row, for a cache that hands back views, and in more than 16 bits."""
-        if tokens.shape != (1, 1) or type(cache) is not ContiguousCache or not self._q.is_cpu or self._q.itemsize == 2:
+        """Whether this is one token of one row of a cache, and in more than 16 bits."""
+        if tokens.shape != (1, 1) or not isinstance(cache, RowCache) or not self._q.is_cpu or self._q.itemsize == 2:
             return False
         return len(cache.seq_lens) == 1 and (positions is None or positions.shape == (1, 1) and positions.item() != PAD)
 
     def next_logits(
-        self, tokens: Int[Tensor, "1 1"], cache: ContiguousCache, rotation: Float[Tensor, "head_dim head_dim"]
+        self, tokens: Int[Tensor, "1 1"], attend: "AttendOne", rotation: Float[Tensor, "head_dim head_dim"]
     ) -> Float[Tensor, "1 vocab_size"]:
         """Return the logits that follow the token, after `cache.reserve`.
 
         Args:
+            attend: what `attention_of_one` returned.
             rotation: what a head is multiplied by to turn it to where the token stands.
         """
         with (
             torch.inference_mode()
         ):  # views in here need not be tracked; the logits are made outside, where they may be written to
-            x = self._hidden(tokens, cache, rotation)
+            x = self._hidden(tokens, attend, rotation)
         return self._output.of_row(self._normed(x, self._norm))[None]
 
-    def _hidden(self, tokens: Int[Tensor, "1 1"], cache: ContiguousCache, rotation: Tensor) -> Float[Tensor, "dim"]:
+    def _hidden(
+        self, tokens: Int[Tensor, "1 1"], attend: "AttendOne", rotation: Float[Tensor, "head_dim head_dim"]
+    ) -> Float[Tensor, "dim"]:
         x = self._embeddings[tokens[0, 0]]
-        for index, (layer, (k_new, v_new, k_all, v_all)) in enumerate(zip(self._layers, cache.newest_and_all())):
+        for index, layer in enumerate(self._layers):
             heads = layer.wqkv.of_row(self._normed(x, layer.attention_norm))
             q, k, v = heads.view(-1, self._head_dim).split(self._heads)
             torch.mm(q, rotation, out=self._q)
-            torch.mm(k, rotation, out=k_new)
-            v_new.copy_(v)
-            cache.report(index)
-            out = F.scaled_dot_product_attention(self._grouped_q, k_all, v_all)
+            out = attend(index, self._grouped_q, k, v, rotation)
             x = layer.wo.add_row_to(x, out.reshape(-1))
             gate, up = layer.w13.of_row(self._normed(x, layer.ffn_norm)).split(self._hidden_dim)
             x = layer.w2.add_row_to(x, F.silu(gate).mul_(up))
@@ -78,3 +83,67 @@ class DecodeStep:
     def _normed(self, x: Float[Tensor, "dim"], weight: Float[Tensor, "dim"]) -> Float[Tensor, "dim"]:
         """Return what `RMSNorm` returns. A dot product takes fewer passes than a mean of squares, and Python divides for nothing."""
         return torch.mul(x, weight).mul_((torch.dot(x, x).item() / len(x) + self._norm_eps) ** -0.5)
+
+
+AttendOne: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""From a layer's index, its rotated queries in groups, its new key, its new value, and what turns the key, to the output."""
+
+
+def attention_of_one(
+    cache: RowCache, positions: Int[Tensor, "1 1"], key_positions: Int[Tensor, "1 kv_len"], scratch: Scratch
+) -> AttendOne:
+    """Return the attention of a forward of one token, after `cache.reserve` returned `key_positions`."""
+    if type(cache) is ContiguousCache:
+        return _over_views(cache, *cache.views())
+    if type(cache) is PagedCache and isinstance(cache.store, FloatStore):
+        newest, held = (
+            cache.store.views_of_slot(cache.slot_mapping.item()),
+            cache.store.views_of_run(cache.blocks, key_positions.shape[1]),
+        )
+        if held is not None:
+            return _over_views(cache, newest, held)
+        return _over_gathered(cache, newest, key_positions.shape[1], scratch)
+    return _over_any(attention_over(cache, positions, key_positions, scratch))
+
+
+def _over_views(cache: ContiguousCache | PagedCache, newest: Sequence[Tensor], held: Sequence[Tensor]) -> AttendOne:
+    """Write keys and values where they stay, and read all of them where they are.
+
+    Args:
+        newest: where the new key of each layer goes, and its new value, `[n_kv_heads head_dim]`; twice as many as there are layers.
+        held: each layer's keys, and its values, `[1 n_kv_heads kv_len head_dim]`.
+    """
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor) -> Tensor:
+        torch.mm(k, rotation, out=newest[2 * layer])
+        newest[2 * layer + 1].copy_(v)
+        cache.report(layer)
+        return F.scaled_dot_product_attention(q, held[2 * layer], held[2 * layer + 1])
+
+    return attend
+
+
+def _over_gathered(cache: PagedCache, newest: Sequence[Tensor], kv_len: int, scratch: Scratch) -> AttendOne:
+    """Write keys and values where they stay, and gather all of them, every layer to the same place."""
+    store, blocks = cache.store, cache.blocks
+    _, num_blocks, block_size, n_kv_heads, head_dim = store.gathered_shape(blocks)
+    shape = (2, n_kv_heads, num_blocks, block_size, head_dim)
+    gathered = scratch.take("blocks by head", shape, dtype=store.dtype, device=store.device)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor) -> Tensor:
+        torch.mm(k, rotation, out=newest[2 * layer])
+        newest[2 * layer + 1].copy_(v)
+        cache.report(layer)
+        k_all, v_all = store.gather_by_head(layer, blocks, out=gathered)
+        return F.scaled_dot_product_attention(q, k_all[:, :, :kv_len], v_all[:, :, :kv_len])
+
+    return attend
+
+
+def _over_any(attend: Attend) -> AttendOne:
+    """Hand the layer's one key and value to the cache as a batch."""
+
+    def attend_one(layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor) -> Tensor:
+        return attend(layer, q.view(1, 1, -1, q.shape[-1]), torch.mm(k, rotation)[None, None], v[None, None])
+
+    return attend_one

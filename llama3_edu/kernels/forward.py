@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from llama3_edu.cache.base import KVCache, NoCache, lengths
 from llama3_edu.kernels.attention import attention_over
-from llama3_edu.kernels.decode import DecodeStep
+from llama3_edu.kernels.decode import DecodeStep, attention_of_one
 from llama3_edu.kernels.packed import PackedLlama
 from llama3_edu.kernels.projection import LayerProjections, make_projection
 from llama3_edu.kernels.scratch import Scratch
@@ -78,8 +78,8 @@ class FastLlama:
     ) -> Float[Tensor, "1 vocab_size"]:
         positions = cache.seq_lens[:, None] if positions is None else positions
         check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
-        cache.reserve(positions)
-        return self._decode.next_logits(tokens, cache, self._rotations.matrices(positions)[0])
+        attend = attention_of_one(cache, positions, cache.reserve(positions), self._scratch)
+        return self._decode.next_logits(tokens, attend, self._rotations.matrices(positions)[0])
 
     def _hidden(
         self, tokens: Tensor, cache: KVCache | None, positions: Tensor | None

@@ -45,7 +45,11 @@ def test_all_logits_equal_the_models() -> None:
 def test_other_types_of_number_agree_within_their_rounding(dtype: torch.dtype) -> None:
     exact = random_model()
     model, tokens = deepcopy(exact).to(dtype), random_tokens(1, 12)
-    wanted, reference, found = exact.next_logits(tokens), model.next_logits(tokens), fastest(model)(tokens, ContiguousCache(CONFIG, dtype=dtype))
+    wanted, reference, found = (
+        exact.next_logits(tokens),
+        model.next_logits(tokens),
+        fastest(model)(tokens, ContiguousCache(CONFIG, dtype=dtype)),
+    )
     assert found.dtype == dtype
     # Both round; the fast path may not be further off than the model is, but for another draw of the same luck.
     off = (reference.double() - wanted).abs().max().item()
