@@ -19,6 +19,7 @@ class Report:
         title: what is measured, in a line.
         notes: how: sizes, seeds, what is counted and what is timed.
         command: the options it was run with, behind `python -m benchmarks.NAME`.
+        device: what it was measured on.
         script: the module, where several reports come from one; else the same as the name.
         versions: of what was compared, and the day of the measurement, where a table depends on them.
     """
@@ -27,6 +28,7 @@ class Report:
     title: str
     notes: Sequence[str]
     command: str = ""
+    device: str = "cpu"
     script: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     rows: list[Mapping[str, object]] = field(default_factory=list)
@@ -43,7 +45,7 @@ class Report:
     def markdown(self) -> str:
         """Return title, machine, table and notes."""
         columns = [name.replace("_", " ") for name in self.rows[0]]
-        lines = [f"# {self.title}", "", f"`python -m benchmarks.{self.script or self.name}{self.command}` on {describe()}", ""]
+        lines = [f"# {self.title}", "", f"`python -m benchmarks.{self.script or self.name}{self.command}` on {describe(self.device)}", ""]
         if self.versions:
             lines += [", ".join(f"{name} {version}" for name, version in self.versions.items()), ""]
         lines += [_row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]
@@ -55,7 +57,7 @@ class Report:
         print(self.markdown())
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
-        figures = {"title": self.title, "hardware": describe(), "notes": list(self.notes), "rows": self.rows}
+        figures = {"title": self.title, "hardware": describe(self.device), "notes": list(self.notes), "rows": self.rows}
         if self.versions:
             figures |= {"versions": dict(self.versions), "command": f"{self.script or self.name}{self.command}"}
         if self.figures:
