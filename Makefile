@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 BUILT := _build/.built
 NBGRADER := .venv-instructors/.installed
 
-BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
+BOOK_SOURCES := _config.yml _toc.yml CHANGELOG.md requirements.in $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
 PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
 IN_BROWSER := tests/book/test_browser.py $(filter-out tests/widgets/test_classes.py tests/widgets/test_colab.py, \
     $(wildcard tests/widgets/test_*.py))
@@ -74,7 +74,7 @@ test-browser: test-site test-widgets ## Test the built site and every widget, in
 
 test-site: $(BUILT) browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
-	$(BIN)/python -m pytest tests/book/test_site.py tests/book/test_browser.py
+	$(BIN)/python -m pytest $(wildcard tests/book/test_site*.py) tests/book/test_browser.py
 
 test-widgets: $(INSTALLED) browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
