@@ -37,13 +37,18 @@ def installed(name: str) -> str:
         return "–"
 
 
+def own_version() -> str:
+    """Return the book's version; its package need not be installed to be read from this folder."""
+    return re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+
+
 def checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def rows() -> list[tuple[str, str]]:
     """Everything in order: the book and what runs it, its packages in the groups of requirements.in, the model's files."""
-    first = [("llama3-edu", installed("llama3-edu")), ("Python", platform.python_version()), ("torch", torch.__version__)]
+    first = [("llama3-edu", own_version()), ("Python", platform.python_version()), ("torch", torch.__version__)]
     groups = asked_for((ROOT / "requirements.in").read_text(encoding="utf-8"))
     packages = [(name, installed(name)) for group in groups.values() for name in group]
     files = [(f"`tiny/{path.name}`", f"SHA-256 `{checksum(path)}`") for path in sorted(TINY.glob("*.safetensors")) + [TINY / "tokenizer.json"]]
