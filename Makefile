@@ -31,7 +31,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-instructors notebooks lock clean clean-all
+.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-colab test-instructors notebooks lock clean clean-all
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +85,9 @@ browser: $(INSTALLED)
 
 test-slow: $(INSTALLED) test-instructors ## Run the slow tests: the built wheel alone in an empty environment; the course
 	$(BIN)/python -m pytest tests -m slow $(addprefix --ignore=,tests/book tests/course $(IN_BROWSER))
+
+test-colab: $(INSTALLED) ## Test the first cell, every widget and every notebook beside the versions that Colab has
+	$(BIN)/python -m pytest -m "slow or not slow" tests/widgets/test_colab.py
 
 test-instructors: $(NBGRADER) ## Test the course: nbgrader's own grades; on Linux every submission in the sandbox, too
 	$(BIN)/python -m pytest tests/course -m $(COURSE_TESTS)
