@@ -18,6 +18,14 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 REPEATING = [*DOCUMENTS, ROOT / "CITATION.cff", ROOT / "pyproject.toml", *sorted((ROOT / ".github").rglob("*.*ml"))]
 """Files that name the repository beside _config.yml, or may."""
 
+OWN = (
+    REPOSITORY["url"],
+    SITE,
+    f"https://colab.research.google.com/github/{OWNER}/{NAME}/blob/{REPOSITORY['branch']}/",
+    f"https://mybinder.org/v2/gh/{OWNER}/{NAME}/{REPOSITORY['branch']}?",
+)
+"""Addresses that are made of the repository's."""
+
 MOST_PICTURE_BYTES = 150_000
 
 
@@ -64,8 +72,7 @@ def test_the_repository_has_one_address(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for word in (f"/{NAME}", f"{OWNER.lower()}.github.io"):
         for found in re.finditer(rf"https://[^\s)\"'>]*{re.escape(word)}[^\s)\"'>]*", text):
-            own = (REPOSITORY["url"], SITE, f"https://colab.research.google.com/github/{OWNER}/{NAME}/blob/{REPOSITORY['branch']}/")
-            assert found[0].startswith(own), f"{found[0]} should begin with the address in _config.yml"
+            assert found[0].startswith(OWN), f"{found[0]} should begin with the address in _config.yml"
     elsewhere = re.findall(r"https://github\.com/(?:\w[\w-]*edu\w*)/[\w-]+", text)
     assert set(elsewhere) <= {REPOSITORY["url"]}
 

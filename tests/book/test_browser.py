@@ -169,8 +169,10 @@ def test_a_page_is_light(page: str, server: str, browser: Browser):
     own_files = (
         f"{page}.html",
         "custom.css",
+        "print.css",
         "widget-host.css",
         "widget-host.js",
+        "site.js",
         "logo.svg",
         "favicon.svg",
     )

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from browser import WIDGET, launch, quiet_page
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from test_browser import SITE, QuietHandler, expected_widgets
+from test_browser import SITE, QuietHandler, expected_widgets, grave_violations
 from test_site_files import HOME
 
 CHAPTER = "book/03_build_the_cache"
@@ -127,6 +127,14 @@ def test_a_lost_address_leads_to_a_page_that_helps(address: str, server: str, br
         assert opened.locator("img.logo__image:visible").evaluate("image => image.naturalWidth") > 0
         opened.locator("article a").first.click()
         expect(opened).to_have_url(f"{server}book/index.html")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("address", ["lost", "search.html?q=block"])
+def test_axe_finds_nothing_serious_on_pages_beside_the_book(address: str, scheme: str, server: str, browser: Browser):
+    with quiet_page(browser, color_scheme=scheme, viewport={"width": 1280, "height": 900}) as opened:
+        opened.goto(f"{server}{address}", wait_until="networkidle")
+        assert grave_violations(opened) == []
 
 
 def test_the_bare_address_leads_on(home: str, browser: Browser):
