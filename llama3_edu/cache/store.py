@@ -6,15 +6,44 @@ A store is `num_blocks` blocks of `block_size` slots. It knows nothing of rows, 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Float16, Int, UInt8
+from jaxtyping import Float, Float16, Int, Shaped, UInt8
 from torch import Tensor
 
 from llama3_edu.cache.base import check_fits
 from llama3_edu.config import LlamaConfig
 
-__all__ = ["Store", "FloatStore", "QuantizedStore", "Writes", "make_store", "quantize", "dequantize", "pack", "unpack"]
+__all__ = ["Store", "FloatStore", "QuantizedStore", "Coded", "Blocks", "Writes", "as_blocks", "make_store", "quantize", "dequantize", "pack", "unpack"]
+
+
+Blocks: TypeAlias = Int[Tensor, "batch blocks_per_row"] | range
+"""The blocks of several rows, or those of one row that lie one behind the other in the store."""
+
+
+def as_blocks(tables: Sequence[Sequence[int]], device: torch.device) -> Blocks:
+    """Return the blocks of rows that have equally many; of one row, a range if they are one."""
+    if len(tables) == 1 and tables[0]:
+        run = range(tables[0][0], tables[0][0] + len(tables[0]))
+        if list(run) == list(tables[0]):
+            return run
+    per_row = len(tables[0]) if tables else 0
+    return torch.tensor(tables, dtype=torch.long, device=device).reshape(len(tables), per_row)
+
+
+def _at(
+    kept: Shaped[Tensor, "2 num_blocks *block"], blocks: Blocks, *, out: Tensor | None = None
+) -> Shaped[Tensor, "2 blocks *block"]:
+    """Return some of a layer's blocks, those of all rows one behind the other: gathered, or in their places where they are a run."""
+    if isinstance(blocks, range):
+        return kept[:, blocks.start : blocks.stop]
+    return torch.index_select(kept, 1, blocks.flatten(), out=out)
+
+
+def _shape(blocks: Blocks) -> tuple[int, int]:
+    """Rows, and blocks per row."""
+    return (1, len(blocks)) if isinstance(blocks, range) else tuple(blocks.shape)
 
 
 @dataclass(frozen=True)
@@ -96,9 +125,12 @@ class Store(ABC):
 
     @abstractmethod
     def read(
-        self, layer: int, blocks: Int[Tensor, "batch blocks_per_row"]
+        self, layer: int, blocks: Blocks
     ) -> tuple[Float[Tensor, "batch slots n_kv_heads head_dim"], Float[Tensor, "batch slots n_kv_heads head_dim"]]:
-        """Return one layer's keys and values of whole blocks, side by side: `blocks_per_row * block_size` slots per row."""
+        """Return one layer's keys and values of whole blocks, side by side: `blocks_per_row * block_size` slots per row.
+
+        What is kept as it came, in blocks that lie one behind the other, is returned where it lies.
+        """
 
     @abstractmethod
     def check_fits(self, k: Float[Tensor, "batch new_len heads width"], v: Float[Tensor, "batch new_len heads2 width2"]) -> None:
@@ -146,6 +178,8 @@ class FloatStore(Store):
         super().__init__(config, num_blocks=num_blocks, block_size=block_size)
         shape = (config.n_layers, 2, num_blocks, block_size, config.n_kv_heads, config.head_dim)
         self._blocks = torch.empty(shape, device=device, dtype=dtype)
+        self._by_layer = self._blocks.unbind()  # views, looked up once and not at every step
+        self._slots = self._blocks.flatten(2, 3).unbind()  # [2 slots n_kv_heads head_dim] each
 
     @property
     def device(self) -> torch.device:
@@ -175,17 +209,26 @@ class FloatStore(Store):
         k: Float[Tensor, "tokens n_kv_heads head_dim"],
         v: Float[Tensor, "tokens n_kv_heads head_dim"],
     ) -> None:
-        keys, values = self._blocks[layer].flatten(1, 2)  # [slots n_kv_heads head_dim] each, a view
-        keys[writes.slots] = k.detach()
-        values[writes.slots] = v.detach()
+        keys, values = self._slots[layer]
+        keys.index_copy_(0, writes.slots, k.detach())
+        values.index_copy_(0, writes.slots, v.detach())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of a number."""
+        return self._blocks.dtype
+
+    def gathered_shape(self, blocks: Blocks) -> tuple[int, ...]:
+        """Return the shape of what `read` gathers to."""
+        batch, per_row = _shape(blocks)
+        return 2, batch * per_row, *self._blocks.shape[3:]
 
     def read(
-        self, layer: int, blocks: Int[Tensor, "batch blocks_per_row"]
+        self, layer: int, blocks: Blocks, *, out: Float[Tensor, "2 blocks block_size n_kv_heads head_dim"] | None = None
     ) -> tuple[Float[Tensor, "batch slots n_kv_heads head_dim"], Float[Tensor, "batch slots n_kv_heads head_dim"]]:
-        batch, per_row = blocks.shape
-        _, _, block_size, n_kv_heads, head_dim = self._blocks[layer].shape
-        found = self._blocks[layer].index_select(1, blocks.flatten())
-        k, v = found.view(2, batch, per_row * block_size, n_kv_heads, head_dim)
+        """See `Store.read`. Where blocks have to be gathered, `out` is where to."""
+        (batch, per_row), (*_, block_size, n_kv_heads, head_dim) = _shape(blocks), self._blocks.shape
+        k, v = _at(self._by_layer[layer], blocks, out=out).view(2, batch, per_row * block_size, n_kv_heads, head_dim)
         return k, v
 
     def check_fits(self, k: Float[Tensor, "batch new_len heads width"], v: Float[Tensor, "batch new_len heads2 width2"]) -> None:
@@ -249,6 +292,8 @@ def pack(codes: UInt8[Tensor, "*rows codes_per_row"], *, bits: int) -> UInt8[Ten
 
 def unpack(packed: UInt8[Tensor, "*rows bytes_per_row"], *, bits: int, length: int) -> UInt8[Tensor, "*rows codes_per_row"]:
     """Return the first `length` codes of each row: what `pack` was given."""
+    if bits == 8:
+        return packed[..., :length]
     places = [(packed >> (bits * place)) & (2**bits - 1) for place in range(8 // bits)]
     return torch.stack(places, dim=-1).flatten(-2)[..., :length]
 
@@ -268,6 +313,29 @@ def _with_more(staged: Float[Tensor, "layers 2 blocks *block"], more: int) -> Fl
 
 
 @dataclass(frozen=True)
+class Coded:
+    """One layer's keys and values of some blocks, in few bits. Blocks that are open have scale 1 and zero 0, and their codes mean nothing.
+
+    Args:
+        codes: of keys, then of values.
+        key_levels: scales, then zeros: one of each per block and channel.
+        value_levels: scales, then zeros: one of each per token and group of channels.
+    """
+
+    codes: UInt8[Tensor, "2 blocks n_kv_heads block_size head_dim"]
+    key_levels: Float16[Tensor, "2 blocks 1 kv_dim"]
+    value_levels: Float16[Tensor, "2 blocks block_size groups 1"]
+
+    def decoded(self, dtype: torch.dtype) -> Float[Tensor, "2 blocks block_size kv_dim"]:
+        """Return the numbers."""
+        keys, values = self.codes.transpose(2, 3).flatten(3)
+        in_groups = values.unflatten(2, (self.value_levels.shape[3], -1))
+        return torch.stack(
+            (dequantize(keys, *self.key_levels, dtype=dtype), dequantize(in_groups, *self.value_levels, dtype=dtype).flatten(2))
+        )
+
+
+@dataclass(frozen=True)
 class _StagedWrites(Writes):
     """Where new tokens meet the older ones of their blocks.
 
@@ -283,6 +351,17 @@ class _StagedWrites(Writes):
     held: Int[Tensor, "2 num_held"]
     stay: Int[Tensor, "2 num_open"]
     close: Int[Tensor, "2 num_closing"]
+
+
+@dataclass(frozen=True)
+class _OpenWrites(Writes):
+    """Where new tokens go when all their blocks stay open.
+
+    Args:
+        staged: for each new token, its slot among all that are staged.
+    """
+
+    staged: Int[Tensor, "tokens"]
 
 
 class QuantizedStore(Store):
@@ -331,7 +410,9 @@ class QuantizedStore(Store):
         )
         outer, groups = (config.n_layers, 2, num_blocks), config.kv_dim // self.value_group_size
         # Zeros, not empty: what has never been written reads as 0, not as whatever a scale of NaN makes of it.
-        self._codes = torch.zeros(*outer, block_size, -(-config.kv_dim * bits // 8), dtype=torch.uint8, device=device)
+        # Each head's codes side by side, as attention wants them.
+        bytes_per_head = -(-config.head_dim * bits // 8)
+        self._codes = torch.zeros(*outer, config.n_kv_heads, block_size, bytes_per_head, dtype=torch.uint8, device=device)
         self._key_levels = torch.zeros(*outer, 1, config.kv_dim, dtype=torch.float16, device=device)  # scale and zero
         self._value_levels = torch.zeros(*outer, block_size, groups, 1, dtype=torch.float16, device=device)
         shape = (config.n_layers, 2, open_blocks, block_size, config.n_kv_heads, config.head_dim)
@@ -395,6 +476,8 @@ class QuantizedStore(Store):
 
     def plan(self, slots: Int[Tensor, "tokens"], closing: Sequence[int] = ()) -> Writes:
         per_slot, closing = (slots // self.block_size).tolist(), set(closing)
+        if not closing:
+            return self._plan_open(slots.to(self.device), per_slot)
         at_hand = sorted({*per_slot, *closing})
         held = [(index, self._stage_of[block]) for index, block in enumerate(at_hand) if block in self._stage_of]
         close = [(index, block) for index, block in enumerate(at_hand) if block in closing]
@@ -416,6 +499,9 @@ class QuantizedStore(Store):
         v: Float[Tensor, "tokens n_kv_heads head_dim"],
     ) -> None:
         staged = self._staged[layer]
+        if isinstance(writes, _OpenWrites):
+            staged.flatten(1, 2).index_copy_(1, writes.staged, torch.stack((k.detach(), v.detach())))
+            return
         at_hand = staged.new_zeros(2, writes.num_blocks, *staged.shape[2:])
         (index, stage) = writes.held
         at_hand[:, index] = staged[:, stage]
@@ -427,18 +513,30 @@ class QuantizedStore(Store):
         self._quantize(layer, blocks, at_hand[:, index].flatten(3))
 
     def read(
-        self, layer: int, blocks: Int[Tensor, "batch blocks_per_row"]
+        self, layer: int, blocks: Blocks
     ) -> tuple[Float[Tensor, "batch slots n_kv_heads head_dim"], Float[Tensor, "batch slots n_kv_heads head_dim"]]:
-        batch, per_row = blocks.shape
-        flat = blocks.flatten()
-        _, num_stages, *block_shape = self._staged[layer].shape
-        found = self._dequantize(layer, flat).unflatten(3, block_shape[1:])
-        if self._stage_of:
-            stage = self._stage_by_block[flat]
-            is_open = (stage >= 0)[:, None, None, None]
-            found = torch.where(is_open, self._staged[layer].index_select(1, stage.clamp(min=0)), found)
-        k, v = found.view(2, batch, per_row * self.block_size, *block_shape[1:])
+        batch, per_row = _shape(blocks)
+        found = self.coded(layer, blocks).decoded(self._staged.dtype)
+        rows, columns, stages = self.opened(blocks)
+        if len(rows):
+            found.view(2, batch, per_row, *found.shape[2:])[:, rows, columns] = self._staged[layer][:, stages].flatten(3)
+        k, v = found.view(2, batch, per_row * self.block_size, *self._staged.shape[4:])
         return k, v
+
+    def coded(self, layer: int, blocks: Blocks) -> "Coded":
+        """Return what one layer of some blocks is kept as."""
+        codes = unpack(_at(self._codes[layer], blocks), bits=self.bits, length=self._staged.shape[-1])
+        return Coded(codes, _at(self._key_levels[layer], blocks), _at(self._value_levels[layer], blocks))
+
+    def opened(self, blocks: Blocks) -> tuple[Int[Tensor, "open"], Int[Tensor, "open"], Int[Tensor, "open"]]:
+        """Return which of some blocks are open: each one's row, its place in the row, and where it is staged."""
+        stages = self._stage_by_block[blocks.start : blocks.stop][None] if isinstance(blocks, range) else self._stage_by_block[blocks]
+        rows, columns = (stages >= 0).nonzero(as_tuple=True)
+        return rows, columns, stages[rows, columns]
+
+    def staged_layer(self, layer: int) -> Float[Tensor, "2 stages block_size n_kv_heads head_dim"]:
+        """Return one layer's keys and values of open blocks, where they are staged."""
+        return self._staged[layer]
 
     def check_fits(self, k: Float[Tensor, "batch new_len heads width"], v: Float[Tensor, "batch new_len heads2 width2"]) -> None:
         check_fits(self._staged[0, 0], k, v)
@@ -452,19 +550,17 @@ class QuantizedStore(Store):
         key_codes, *key_levels = quantize(keys, bits=self.bits, dim=1)  # one group: a channel of all the block's tokens
         in_groups = values.unflatten(2, (-1, self.value_group_size))
         value_codes, *value_levels = quantize(in_groups, bits=self.bits, dim=3)  # one group: some channels of one token
-        self._codes[layer][:, blocks] = pack(torch.stack((key_codes, value_codes.flatten(2))), bits=self.bits)
+        codes = torch.stack((key_codes, value_codes.flatten(2))).unflatten(3, self._staged.shape[4:]).transpose(2, 3)
+        self._codes[layer][:, blocks] = pack(codes, bits=self.bits)
         self._key_levels[layer][:, blocks] = torch.stack(key_levels)
         self._value_levels[layer][:, blocks] = torch.stack(value_levels)
 
-    def _dequantize(self, layer: int, blocks: Int[Tensor, "blocks"]) -> Float[Tensor, "2 blocks block_size kv_dim"]:
-        dtype, kv_dim = self._staged.dtype, self._key_levels.shape[-1]
-        keys, values = unpack(self._codes[layer].index_select(1, blocks), bits=self.bits, length=kv_dim)
-        key_levels = self._key_levels[layer].index_select(1, blocks)
-        value_levels = self._value_levels[layer].index_select(1, blocks)
-        in_groups = values.unflatten(2, (-1, self.value_group_size))
-        return torch.stack(
-            (dequantize(keys, *key_levels, dtype=dtype), dequantize(in_groups, *value_levels, dtype=dtype).flatten(2))
-        )
+    def _plan_open(self, slots: Int[Tensor, "tokens"], per_slot: list[int]) -> _OpenWrites:
+        fresh = sorted({*per_slot} - self._stage_of.keys())
+        self._open(fresh)
+        self._staged[:, :, [self._stage_of[block] for block in fresh]] = 0
+        firsts = torch.tensor([self._stage_of[block] * self.block_size for block in per_slot], dtype=torch.long, device=self.device)
+        return _OpenWrites(slots, firsts + slots % self.block_size)
 
     def _open(self, blocks: Sequence[int]) -> None:
         """Give blocks a place in full precision. Whoever asks for one fills all of it."""
@@ -476,6 +572,9 @@ class QuantizedStore(Store):
             self._free_stages = [*reversed(range(held, held + more)), *self._free_stages]
         for block in blocks:
             self._stage_of[block] = self._free_stages.pop()
+            # As if it were quantised, with numbers for codes: who reads both kinds of block alike need not tell them apart.
+            for levels in (self._key_levels, self._value_levels):
+                levels[:, 0, block], levels[:, 1, block] = 1, 0
         self._note_stages(blocks)
 
     def _note_stages(self, blocks: Sequence[int]) -> None:
