@@ -38,7 +38,9 @@ def updated(constraints: str, versions: dict[str, str], *, today: date) -> str:
             line = re.sub(r"\d{4}-\d{2}-\d{2}", today.isoformat(), line)
         elif pinned:
             if plain(name) not in versions:
-                raise ValueError(f"Colab does not have {name} any more: the setup cell must install it, or the package do without")
+                raise ValueError(
+                    f"Colab does not have {name} any more: the setup cell must install it, or the package do without"
+                )
             line = f"{name}=={versions[plain(name)]}"
         lines.append(line)
     return "\n".join(lines) + "\n"

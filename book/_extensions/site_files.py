@@ -47,7 +47,9 @@ def pages_of(app: Sphinx) -> list[str]:
 
 def sitemap(app: Sphinx) -> str:
     """Every page by its full address."""
-    places = "".join(f"  <url><loc>{escape_xml(site_address(app.config) + quote(page))}.html</loc></url>\n" for page in pages_of(app))
+    places = "".join(
+        f"  <url><loc>{escape_xml(site_address(app.config) + quote(page))}.html</loc></url>\n" for page in pages_of(app)
+    )
     head = '<?xml version="1.0" encoding="utf-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
     return f"{head}{places}</urlset>\n"
 
@@ -134,7 +136,11 @@ def draw_card(target: Path) -> None:
 def not_found(app: Sphinx) -> Iterator[tuple[str, dict[str, object], str]]:
     """The page for addresses that lead nowhere, in the frame of the others."""
     body = NOT_FOUND.format(issues=f"{repository_address(app.config)}/issues/new")
-    yield "404", {"title": "This page is not here", "body": body, "pageurl": None, "metatags": '<meta name="robots" content="noindex" />'}, "page.html"
+    yield (
+        "404",
+        {"title": "This page is not here", "body": body, "pageurl": None, "metatags": '<meta name="robots" content="noindex" />'},
+        "page.html",
+    )
 
 
 def from_anywhere(html: str, path: str) -> str:

@@ -51,7 +51,10 @@ def rows() -> list[tuple[str, str]]:
     first = [("llama3-edu", own_version()), ("Python", platform.python_version()), ("torch", torch.__version__)]
     groups = asked_for((ROOT / "requirements.in").read_text(encoding="utf-8"))
     packages = [(name, installed(name)) for group in groups.values() for name in group]
-    files = [(f"`tiny/{path.name}`", f"SHA-256 `{checksum(path)}`") for path in sorted(TINY.glob("*.safetensors")) + [TINY / "tokenizer.json"]]
+    files = [
+        (f"`tiny/{path.name}`", f"SHA-256 `{checksum(path)}`")
+        for path in sorted(TINY.glob("*.safetensors")) + [TINY / "tokenizer.json"]
+    ]
     return [*first, *packages, *files]
 
 

@@ -145,7 +145,9 @@ def test_no_page_holds_a_script_or_a_handler() -> None:
     assert len(html_files()) > len(PAGES)
     for path in html_files():
         soup = soup_of(path)
-        inside = [script for script in soup.find_all("script", src=False) if script.get("type") in (None, "module", "text/javascript")]
+        inside = [
+            script for script in soup.find_all("script", src=False) if script.get("type") in (None, "module", "text/javascript")
+        ]
         assert inside == [], path
         handlers = [f"{tag.name} {name}" for tag in soup.find_all(True) for name in tag.attrs if name.startswith("on")]
         assert handlers == [], path
@@ -219,11 +221,16 @@ def test_scripts_of_a_head_become_one_file_that_stands_where_the_first_stood() -
     page = content_policy.Page(HEAD + "<body></body>", "../_static/")
     ((name, code),) = page.files.items()
     assert code.split("\n") == ["var a = 1;", "let b = 2;", ""]
-    assert [script["src"] for script in BeautifulSoup(page.html, "html.parser").find_all("script")] == [f"../_static/{name}", "x.js"]
+    assert [script["src"] for script in BeautifulSoup(page.html, "html.parser").find_all("script")] == [
+        f"../_static/{name}",
+        "x.js",
+    ]
 
 
 def test_scripts_of_a_body_stay_in_their_places() -> None:
-    body = "<head></head><body><i></i><script>first()</script><b></b><script>second()</script><script type='x/y'>{}</script></body>"
+    body = (
+        "<head></head><body><i></i><script>first()</script><b></b><script>second()</script><script type='x/y'>{}</script></body>"
+    )
     page = content_policy.Page(body.replace("'x/y'", '"x/y"'), "")
     tags = BeautifulSoup(page.html, "html.parser").body.find_all(True)
     assert [tag.name for tag in tags] == ["i", "script", "b", "script", "script"]

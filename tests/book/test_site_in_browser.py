@@ -88,7 +88,14 @@ def test_a_chapter_on_paper_is_text_and_pictures_alone(home: str, browser: Brows
         opened.goto(f"{home}{CHAPTER}.html")
         expect(opened.locator(WIDGET)).to_have_count(len(expected_widgets(CHAPTER)))
         go_on_paper(opened)
-        for away in (".bd-sidebar-primary", ".bd-header-article", ".prev-next-footer", ".bd-footer-content", "#jb-print-toc", ".copybtn"):
+        for away in (
+            ".bd-sidebar-primary",
+            ".bd-header-article",
+            ".prev-next-footer",
+            ".bd-footer-content",
+            "#jb-print-toc",
+            ".copybtn",
+        ):
             assert not [place for place in opened.locator(away).all() if place.is_visible()], f"{away} has no place on paper"
         widget = opened.locator(WIDGET).first
         assert widget.get_attribute("data-scheme") == "light", "paper is light"
@@ -153,7 +160,9 @@ def test_buttons_of_the_theme_do_what_they_did(server: str, browser: Browser):
 
 def refused_by(opened: Page, code: str) -> list[str]:
     """What the policy refuses when a page does this."""
-    opened.evaluate("window.refused = []; document.addEventListener('securitypolicyviolation', (e) => refused.push(e.effectiveDirective))")
+    opened.evaluate(
+        "window.refused = []; document.addEventListener('securitypolicyviolation', (e) => refused.push(e.effectiveDirective))"
+    )
     opened.evaluate(code)
     opened.wait_for_timeout(200)
     return opened.evaluate("refused")
