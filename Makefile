@@ -12,7 +12,7 @@ BUILT := _build/.built
 NBGRADER := .venv-instructors/.installed
 PEERS := .venv-peers/.installed
 
-BOOK_SOURCES := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*') $(wildcard benchmarks/results/*.json)
+BOOK_SOURCES := _config.yml _toc.yml CHANGELOG.md requirements.in $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*') $(wildcard benchmarks/results/*.json)
 PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
 IN_BROWSER := tests/book/test_browser.py $(filter-out tests/widgets/test_classes.py tests/widgets/test_colab.py, \
     $(wildcard tests/widgets/test_*.py))
@@ -32,7 +32,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-instructors notebooks peers benchmarks lock clean clean-all
+.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-colab test-instructors notebooks peers benchmarks lock clean clean-all
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -75,7 +75,7 @@ test-browser: test-site test-widgets ## Test the built site and every widget, in
 
 test-site: $(BUILT) browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
-	$(BIN)/python -m pytest tests/book/test_site.py tests/book/test_browser.py
+	$(BIN)/python -m pytest $(wildcard tests/book/test_site*.py) tests/book/test_browser.py
 
 test-widgets: $(INSTALLED) browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
@@ -86,6 +86,9 @@ browser: $(INSTALLED)
 
 test-slow: $(INSTALLED) test-instructors ## Run the slow tests: the built wheel alone in an empty environment; the course
 	$(BIN)/python -m pytest tests -m slow $(addprefix --ignore=,tests/book tests/course $(IN_BROWSER))
+
+test-colab: $(INSTALLED) ## Test the first cell, every widget and every notebook beside the versions that Colab has
+	$(BIN)/python -m pytest -m "slow or not slow" tests/widgets/test_colab.py
 
 test-instructors: $(NBGRADER) ## Test the course: nbgrader's own grades; on Linux every submission in the sandbox, too
 	$(BIN)/python -m pytest tests/course -m $(COURSE_TESTS)

@@ -1,5 +1,6 @@
-"""An environment like Google Colab's, with the versions it had, and a kernel that runs in it."""
+"""An environment like Google Colab's, with the versions it had, a kernel that runs in it, and the cell that prepares it."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from queue import Empty
 
+import notebooks
 import torch
 from jupyter_client import KernelManager
 from jupyter_client.blocking import BlockingKernelClient
@@ -14,6 +16,10 @@ from jupyter_client.kernelspec import KernelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "tests" / "colab_constraints.txt"
+
+PART_OF_EVERY_COLAB = ("tqdm",)
+PUT_IN_BY_THE_SETUP_CELL = ("jaxtyping", "wadler-lindig")
+"""What the package asks for beyond the versions that are written down."""
 
 
 def versions() -> dict[str, str]:
@@ -23,15 +29,49 @@ def versions() -> dict[str, str]:
 
 
 def make_environment(folder: Path) -> Path:
-    """Make a virtual environment with Colab's versions and this package in it; return its Python."""
+    """Make a virtual environment with Colab's versions of what this package asks for, and without this package; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     source = subprocess.run([str(ROOT / "tools" / "torch-source.sh"), sys.executable], check=True, capture_output=True, text=True)
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(CONSTRAINTS)]
     of_colab = [f"{name}=={version}" for name, version in versions().items()]
     torch_here = f"torch=={torch.__version__.partition('+')[0]}"
-    subprocess.run([*install, *source.stdout.split(), torch_here, *of_colab, "setuptools<81", str(ROOT)], check=True)
+    subprocess.run([*install, *source.stdout.split(), torch_here, *of_colab, *PART_OF_EVERY_COLAB, "setuptools<81"], check=True)
     return python
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build the package as it would be published."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def setup_cell_from(wheel: Path) -> str:
+    """The cell at the top of every notebook, word for word but for one: where the package comes from."""
+    source = notebooks.setup_cell(notebooks.Repository.from_config()).source
+    cell, places = re.subn(r"git\+[^\"]+", wheel.as_uri(), source)
+    assert places == 1, "the cell should name the repository once"
+    return cell
+
+
+def make_google_colab(folder: Path) -> Path:
+    """Write a stand-in for Colab's own module, which remembers what was asked of it; return the folder to import it from."""
+    package = folder / "google" / "colab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    (package / "output.py").write_text(
+        "asked = []\n\n\ndef enable_custom_widget_manager():\n    asked.append('widgets')\n", encoding="utf-8"
+    )
+    return folder
+
+
+def installed(python: Path) -> dict[str, str]:
+    """Every package of an environment, with its version."""
+    listed = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+    found = json.loads(subprocess.run(listed, check=True, capture_output=True, text=True).stdout)
+    return {package["name"].lower().replace("_", "-"): package["version"] for package in found}
 
 
 class Manager(KernelManager):
@@ -46,9 +86,9 @@ class Manager(KernelManager):
 class Kernel:
     """A kernel in such an environment, and what it says."""
 
-    def __init__(self, python: Path, folder: Path) -> None:
+    def __init__(self, python: Path, folder: Path, *, modules: Path | None = None) -> None:
         self._manager = Manager(python)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder), "PYTHONPATH": ""}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder), "PYTHONPATH": str(modules or "")}
         self._manager.start_kernel(cwd=str(folder), env=environment)
         self.client: BlockingKernelClient = self._manager.client()
         self.client.start_channels()

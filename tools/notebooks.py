@@ -51,7 +51,11 @@ if "google.colab" in sys.modules:
     %pip install --quiet --no-deps jaxtyping wadler-lindig anywidget psygnal "llama3-edu @ git+{url}@{branch}"
     from google.colab import output
 
-    output.enable_custom_widget_manager()"""
+    output.enable_custom_widget_manager()
+
+    from llama3_edu import default_device, hardware
+
+    print("This notebook runs on", hardware.describe(default_device()))"""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,20 @@ def expected_widgets(page: str) -> list[str]:
     return [getattr(widgets, name).name for name in re.findall(r"\bwidgets\.([A-Z]\w+)\(", code_of(page))]
 
 
+def headers_of_the_site() -> dict[str, str]:
+    """What a host should send with every page: the site has it in the form in which some hosts read it."""
+    lines = (SITE / "_headers").read_text(encoding="utf-8").splitlines()[1:]
+    return dict(line.strip().split(": ", 1) for line in lines)
+
+
 class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves the site with its own headers: everything below is tested under its Content-Security-Policy."""
+
+    def end_headers(self) -> None:
+        for name, value in headers_of_the_site().items():
+            self.send_header(name, value)
+        super().end_headers()
+
     def log_message(self, *args) -> None:
         pass
 
@@ -156,8 +169,10 @@ def test_a_page_is_light(page: str, server: str, browser: Browser):
     own_files = (
         f"{page}.html",
         "custom.css",
+        "print.css",
         "widget-host.css",
         "widget-host.js",
+        "site.js",
         "logo.svg",
         "favicon.svg",
     )

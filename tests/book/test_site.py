@@ -20,6 +20,10 @@ SITE = ROOT / "_build" / "html"
 PAGES = listed_pages()
 
 
+LOADED = {"icon", "stylesheet", "preload", "modulepreload", "manifest", "mask-icon"}
+"""Kinds of links that a browser follows by itself; others only say what there is."""
+
+
 @cache
 def soup_of(path: Path) -> BeautifulSoup:
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
@@ -51,7 +55,7 @@ def is_foreign(address: str) -> bool:
 def loaded_by(soup: BeautifulSoup) -> list[str]:
     """Every address that a browser fetches in order to show the page."""
     addresses = [tag["src"] for tag in soup.find_all(src=True)]
-    addresses += [tag["href"] for tag in soup.find_all("link", href=True)]
+    addresses += [tag["href"] for tag in soup.find_all("link", href=True) if LOADED & set(tag["rel"])]
     addresses += [tag["data"] for tag in soup.find_all("object", data=True)]
     addresses += [part.split()[0] for tag in soup.find_all(srcset=True) for part in tag["srcset"].split(",")]
     for tag in soup.find_all("svg"):

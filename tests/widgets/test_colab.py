@@ -1,12 +1,14 @@
-"""Every widget and every chapter beside the versions that Colab has: imported, made, moved from the page and back."""
+"""Beside the versions that Colab has: the cell that prepares it, then every widget and every notebook in what that cell made."""
 
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import colab
 import nbformat
+import notebooks
 import pytest
 from nbclient import NotebookClient
 from widget_pages import MAKERS
@@ -19,9 +21,40 @@ NOTEBOOKS = sorted((ROOT / "book").rglob("*.ipynb"))
 pytestmark = pytest.mark.slow
 
 
+MOST_BYTES_INSTALLED = 25_000_000
+"""What the cell may put on a disk: seconds, where a machine of Colab fetches it."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An environment before and after the cell ran in it, and what the cell said."""
+
+    python: Path
+    cell: str
+    before: dict[str, str]
+    after: dict[str, str]
+    printed: str
+    asked: str
+
+
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return colab.make_environment(tmp_path_factory.mktemp("colab"))
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Colab as it is when a notebook opens; then its first cell runs."""
+    python = colab.make_environment(tmp_path_factory.mktemp("colab"))
+    cell = colab.setup_cell_from(colab.build_wheel(tmp_path_factory.mktemp("dist")))
+    before = colab.installed(python)
+    modules = colab.make_google_colab(tmp_path_factory.mktemp("modules"))
+    running = colab.Kernel(python, tmp_path_factory.mktemp("first"), modules=modules)
+    running.run("import google.colab")
+    printed = running.printed(cell)
+    asked = running.printed("print(google.colab.output.asked)")
+    running.close()
+    return Prepared(python, cell, before, colab.installed(python), printed, asked.strip())
+
+
+@pytest.fixture(scope="module")
+def python(prepared: Prepared) -> Path:
+    return prepared.python
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +63,44 @@ def kernel(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[c
     running.run("import json\nfrom importlib.metadata import version\nfrom llama3_edu import widgets")
     yield running
     running.close()
+
+
+def test_the_setup_cell_moves_nothing(prepared: Prepared) -> None:
+    assert {name: prepared.after.get(name) for name in prepared.before} == prepared.before
+    assert {"torch", "numpy", "ipywidgets"} <= set(prepared.before)
+
+
+def test_the_setup_cell_installs_what_colab_lacks_alone(prepared: Prepared) -> None:
+    assert set(prepared.after) - set(prepared.before) == {"llama3-edu", *colab.PUT_IN_BY_THE_SETUP_CELL}
+
+
+def test_the_setup_cell_installs_little(prepared: Prepared, kernel: colab.Kernel) -> None:
+    names = sorted(set(prepared.after) - set(prepared.before))
+    sizes = f"[(name, sum(file.locate().stat().st_size for file in files(name) if file.locate().exists())) for name in {names}]"
+    found = dict(json.loads(kernel.printed(f"from importlib.metadata import files\nprint(json.dumps({sizes}))")))
+    assert 0 < sum(found.values()) <= MOST_BYTES_INSTALLED, found
+
+
+def test_the_setup_cell_shows_widgets_and_says_what_it_runs_on(prepared: Prepared, kernel: colab.Kernel) -> None:
+    here = kernel.printed("import llama3_edu as le\nprint(le.hardware.describe(le.default_device()))")
+    assert prepared.printed.strip().splitlines()[-1] == f"This notebook runs on {here.strip()}"
+    assert prepared.asked == "['widgets']"
+
+
+def test_the_setup_cell_does_nothing_elsewhere(prepared: Prepared, tmp_path: Path) -> None:
+    elsewhere = colab.Kernel(prepared.python, tmp_path)
+    messages = elsewhere.run(prepared.cell)
+    assert [message["msg_type"] for message in messages if message["msg_type"] not in ("status", "execute_input")] == []
+    assert elsewhere.printed("import sys\nprint([name for name in sys.modules if name.startswith(('llama3_edu', 'torch'))])") == "[]\n"
+    elsewhere.close()
+    assert colab.installed(prepared.python) == prepared.after
+
+
+def test_every_notebook_begins_with_that_cell() -> None:
+    repository = notebooks.Repository.from_config()
+    for path in NOTEBOOKS:
+        first = next(cell for cell in notebooks.read(path).cells if cell.cell_type == "code")
+        assert first.source == notebooks.setup_cell(repository).source, path
 
 
 def test_the_environment_has_what_colab_has(kernel: colab.Kernel) -> None:
