@@ -17,7 +17,7 @@ from llama3_edu.cache import (
     QuantizedStore,
     paged_attention,
 )
-from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint
+from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint, stop_ids
 from llama3_edu.config import LlamaConfig, RopeScaling
 from llama3_edu.engine import Engine, Sequence
 from llama3_edu.frames import shape_frames

@@ -22,13 +22,14 @@ from llama3_edu.hub import local_directory
 from llama3_edu.model import Llama
 from llama3_edu.tokenizer import Tokenizer
 
-__all__ = ["CheckpointError", "load_checkpoint", "load_tiny", "save_checkpoint", "hugging_face_name"]
+__all__ = ["CheckpointError", "load_checkpoint", "load_tiny", "save_checkpoint", "stop_ids", "hugging_face_name"]
 
 _PIECE_BYTES = 2**20
 _LARGEST_HEADER_BYTES = 100 * 10**6  # the format's own limit
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SETTINGS = ("generation_config.json", "config.json")
 _FILES = ("config.json", "model*.safetensors", _INDEX, "tokenizer.json")
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
@@ -130,6 +131,29 @@ def load_tiny(
     """
     with resources.as_file(resources.files("llama3_edu") / "tiny") as directory:
         return load_checkpoint(directory, device=device, dtype=dtype), Tokenizer.from_pretrained(directory)
+
+
+def stop_ids(path_or_repo: str | Path) -> tuple[int, ...]:
+    """Return the tokens after which a checkpoint's model has finished, as its `generation_config.json` lists them.
+
+    Where that file is not there, or says nothing of it, `config.json` is asked. A base model stops at `<|end_of_text|>`,
+    an Instruct model at `<|eot_id|>`, too. Empty if neither file says: take `Tokenizer.stop_ids` then.
+
+    Raises:
+        FileNotFoundError: there is no such directory or repository.
+        CheckpointError: a file says something else than a token id or a list of them; the message names it.
+    """
+    directory = local_directory(path_or_repo, files=_SETTINGS)
+    for name in _SETTINGS:
+        path = directory / name
+        if path.is_file():
+            found = _read_json(path).get("eos_token_id")
+            listed = found if isinstance(found, list) else [] if found is None else [found]
+            if not all(type(token_id) is int and token_id >= 0 for token_id in listed):
+                raise CheckpointError(f"{path}: eos_token_id should be a token id or a list of them; it is {found!r}")
+            if listed:
+                return tuple(listed)
+    return ()
 
 
 def save_checkpoint(model: Llama, directory: str | Path, *, shards: int = 1, dtype: torch.dtype | None = None) -> None:
@@ -303,6 +327,17 @@ def _share_out(names: list[str], shards: int) -> dict[str, list[str]]:
     return {
         f"model-{shard + 1:05}-of-{shards:05}.safetensors": names[bounds[shard] : bounds[shard + 1]] for shard in range(shards)
     }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; raise CheckpointError if it holds none."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a JSON file: {error}") from None
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} should hold a JSON object; it holds a {type(fields).__name__}")
+    return fields
 
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:

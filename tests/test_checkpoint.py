@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from llama3_edu import hub
-from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint
+from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint, stop_ids
 from llama3_edu.config import LlamaConfig
 from llama3_edu.generate import generate
 from llama3_edu.memory import parameter_count, weight_bytes
@@ -274,6 +274,42 @@ def test_a_repository_that_cannot_be_had_is_named(error, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(FileNotFoundError, match=f"'some/model' is not a directory here, and .*: {error}"):
         hub.local_directory("some/model", files=["*"])
+
+
+def write_settings(directory, **files):
+    for name, fields in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"generation_config": {"eos_token_id": [128_001, 128_008, 128_009]}, "config": {"eos_token_id": 2}}, (128_001, 128_008, 128_009)),
+        ({"generation_config": {"eos_token_id": 128_001}}, (128_001,)),
+        ({"generation_config": {"temperature": 0.6}, "config": {"eos_token_id": [7, 0]}}, (7, 0)),
+        ({"generation_config": {"eos_token_id": None}, "config": {"eos_token_id": 7}}, (7,)),
+        ({"config": {"eos_token_id": 0}}, (0,)),
+        ({"config": {}}, ()),
+        ({}, ()),
+    ],
+)
+def test_stop_ids_are_those_of_the_files(tmp_path, files, expected):
+    write_settings(tmp_path, **files)
+    assert stop_ids(tmp_path) == stop_ids(str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("wrong", ["</s>", [1, "2"], True, -1, 1.5, {"id": 3}])
+def test_stop_ids_that_are_none_are_refused(tmp_path, wrong):
+    write_settings(tmp_path, generation_config={"eos_token_id": wrong})
+    with pytest.raises(CheckpointError, match="generation_config.json: eos_token_id should be a token id or a list of them; it is"):
+        stop_ids(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{not JSON", "[1]", ""])
+def test_settings_that_are_no_json_object_are_named(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="generation_config.json (is not a JSON file|should hold a JSON object)"):
+        stop_ids(tmp_path)
 
 
 MEASURE = """
