@@ -90,7 +90,7 @@ def test_the_type_is_the_file_s_when_none_is_asked_for(model, tmp_path):
 
 
 def test_a_tensor_longer_than_one_piece_comes_back_whole(tmp_path, generator, monkeypatch):
-    monkeypatch.setattr("llama3_edu.checkpoint._PIECE_BYTES", 56)  # a size that divides nothing evenly
+    monkeypatch.setattr("llama3_edu.stored._PIECE_BYTES", 56)  # a size that divides nothing evenly
     model = make_model(UNTIED, generator)
     save_checkpoint(model, tmp_path)
     for name, weight in load_checkpoint(tmp_path).state_dict().items():
