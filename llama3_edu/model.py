@@ -183,7 +183,7 @@ class Llama(nn.Module):
         if positions is None:
             batch, new_len = tokens.shape
             positions = lengths(cache, batch).to(tokens.device)[:, None] + torch.arange(new_len, device=tokens.device)
-        self._check(tokens, positions)
+        check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
         key_positions = cache.reserve(positions)
         mask = causal_mask(positions, key_positions)
         mask = None if mask.all() else mask
@@ -193,12 +193,14 @@ class Llama(nn.Module):
             x = block(x, cos, sin, mask, cache)
         return self.norm(x), positions
 
-    def _check(self, tokens: Tensor, positions: Tensor) -> None:
-        if tokens.numel() == 0:
-            raise ValueError(f"the model needs at least one token per row; it was given tokens of shape {list(tokens.shape)}")
-        if positions.shape != tokens.shape:
-            raise ValueError(f"every token needs a position; tokens are {list(tokens.shape)}, positions {list(positions.shape)}")
-        low, high = tokens.min().item(), tokens.max().item()
-        if low < 0 or high >= self.config.vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(f"token ids go from 0 to {self.config.vocab_size - 1}; one of those given is {wrong}")
+
+def check_tokens(tokens: Int[Tensor, "batch new_len"], positions: Tensor, *, vocab_size: int) -> None:
+    """Raise ValueError unless there is a token, each has a position, and each is in the vocabulary."""
+    if tokens.numel() == 0:
+        raise ValueError(f"the model needs at least one token per row; it was given tokens of shape {list(tokens.shape)}")
+    if positions.shape != tokens.shape:
+        raise ValueError(f"every token needs a position; tokens are {list(tokens.shape)}, positions {list(positions.shape)}")
+    low, high = (end.item() for end in tokens.aminmax())
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"token ids go from 0 to {vocab_size - 1}; one of those given is {wrong}")

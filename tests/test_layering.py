@@ -23,6 +23,7 @@ LEVELS = (
     ),
     ("model", "checkpoint"),
     (
+        "kernels.packed", "kernels.projection", "kernels.few_bits", "kernels.attention", "kernels.forward", "kernels",
         "generate", "probe", "frames", "frames_mask", "quantisation_frames", "beam", "bugs", "frames_bugs",
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),
