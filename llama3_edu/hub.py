@@ -97,10 +97,11 @@ def _wanted(repo: str, names: Sequence[str], alternatives: Sequence[Sequence[str
             wanted = [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
             return wanted, PurePosixPath(patterns[0]).parent
     looked_for = " nor ".join(patterns[0] for patterns in alternatives)
-    pickles = " It holds pickle files, which run code when they are read." if any(n.endswith((".pth", ".bin")) for n in names) else ""
+    pickles = any(name.endswith((".pth", ".bin")) for name in names) and alternatives[0][0].endswith(".safetensors")
+    why_not = " Pickle files are not read: they run code." if pickles else ""
     raise FileNotFoundError(
         f"the repository {repo!r} on the Hugging Face hub holds no {looked_for}, but {', '.join(sorted(names)[:8]) or 'nothing'}."
-        f"{pickles} Look for a safetensors version of this model, such as {_UNGATED.get(repo, _SMALL)!r}"
+        f"{why_not} One that has all that is needed is {_UNGATED.get(repo, _SMALL)!r}"
     )
 
 
@@ -150,7 +151,8 @@ def _explained(repo: str, error: Exception) -> OSError:
     if any(isinstance(link, (RepositoryNotFoundError, RevisionNotFoundError)) for link in chain):
         return FileNotFoundError(
             f"{repo!r} is not a directory here, and the Hugging Face hub has no repository of that name that it shows you. "
-            f"Look for a slip at https://huggingface.co/{repo}; if it is private, log in with `hf auth login` or set HF_TOKEN. "
+            f"Look for a slip at https://huggingface.co/{repo}; if it is private, log in with `hf auth login` or set HF_TOKEN to a "
+            f"token that may read it; one that has expired hides every repository. "
             f"{_SMALL!r} can be had by anyone, and {_WITHOUT}"
         )
     if status == 401:

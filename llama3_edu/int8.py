@@ -4,6 +4,8 @@ A row holds what one output is made of, so each output has a step that fits its 
 rounded; a piece of a matrix is widened right before it is multiplied, and activations keep the type the model computes in.
 """
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ def quantise_rows(
     """Return the nearest whole multiples of a step for each row, and the steps in `dtype`.
 
     The step is the row's largest number, by absolute value, over 127, rounded up to what `dtype` can hold: so no number lies
-    beyond the last level, and each comes back to half a step. All NaN and infinite numbers are left to the caller to avoid.
+    beyond the last level, and each comes back to half a step.
 
     Source: arXiv 1712.05877, §2.1, without its zero point.
     """
@@ -59,7 +61,7 @@ class Int8Linear(nn.Module):
         outputs = [F.linear(x, widened) for widened in self._widened()]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
-    def _widened(self):
+    def _widened(self) -> Iterator[Tensor]:
         """Yield the float matrix, some rows at a time, so that it is never whole."""
         rows, width = self.weight.shape
         together = max(1, _PIECE_ELEMENTS // width)

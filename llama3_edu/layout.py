@@ -111,12 +111,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory's model on disk: its shape, and where each of its parameters comes from, by our names."""
+    """A directory's model on disk: its shape, where each of its parameters comes from, by our names, and tensors of other names."""
 
     directory: Path
     described_by: str
     config: LlamaConfig
     sources: Mapping[str, Source]
+    others: Sequence[Source]
 
     def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError, with all that is wrong, unless these are the tensors the model wants: the shape of each by our names."""
@@ -124,8 +125,9 @@ class Checkpoint:
         problems = [
             f"missing: {self._name(name)} {list(wanted[name])}" for name in wanted if name in needed - self.sources.keys()
         ]
-        for name, source in self.sources.items():
-            problems += _problems(source, wanted.get(name))
+        problems += [problem for name, source in self.sources.items() for problem in _problems(source, wanted[name])]
+        surplus = [source for source in self.others if not _FOLLOWS.fullmatch(source.name)]
+        problems += [f"surplus: {source.name} {list(source.shape)}" for source in surplus]
         if problems:
             head = f"the weights in {self.directory} do not fit its {self.described_by}:"
             raise CheckpointError("\n  ".join([head, *problems]))
@@ -134,10 +136,11 @@ class Checkpoint:
         return ours if self.described_by == "params.json" else hugging_face_name(ours)
 
 
-def _problems(source: Source, wanted: tuple[int, ...] | None) -> list[str]:
+def _problems(source: Source, wanted: tuple[int, ...]) -> list[str]:
     """Return what is wrong with one tensor that was found, if anything."""
-    if wanted is None:
-        return [] if _FOLLOWS.fullmatch(source.name) else [f"surplus: {source.name} {list(source.shape)}"]
+    across = {part.shape[: source.axis] + part.shape[source.axis + 1 :] for part in source.parts}
+    if len(across) > 1:
+        return [f"wrong shape: the parts of {source.name} should fit together; they are {[list(p.shape) for p in source.parts]}"]
     if source.shape != wanted:
         return [f"wrong shape: {source.name} should be {list(wanted)}; it is {list(source.shape)}"]
     unread = next((part.dtype for part in source.parts if part.dtype not in DTYPES), None)
@@ -166,8 +169,10 @@ def _open_hugging_face(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{directory} holds no config.json, which says what shape the model has")
     config, stored = LlamaConfig.from_json(directory / "config.json"), _find_hugging_face_tensors(directory)
     ours = {hugging_face_name(name): name for name in _parameter_names(config)}
-    sources = {ours.get(name, name): Source(name=name, parts=(tensor,)) for name, tensor in stored.items()}
-    return Checkpoint(directory=directory, described_by="config.json", config=config, sources=sources)
+    # By their names alone: a file with ours in it holds rows in Meta's order, and would be read wrong without a sign of it.
+    sources = {ours[name]: Source(name=name, parts=(tensor,)) for name, tensor in stored.items() if name in ours}
+    others = [Source(name=name, parts=(tensor,)) for name, tensor in stored.items() if name not in ours]
+    return Checkpoint(directory=directory, described_by="config.json", config=config, sources=sources, others=others)
 
 
 def _parameter_names(config: LlamaConfig) -> list[str]:
@@ -225,8 +230,11 @@ def _open_meta(directory: Path, files: Sequence[Path]) -> Checkpoint:
     if not any("output.weight" in header for header in headers):
         config = replace(config, tie_embeddings=True)  # params.json does not say; without a projection there is no other way
     parts = {name: tuple(header[name] for header in headers if name in header) for header in headers for name in header}
-    sources = {name: _joined(name, found, config) for name, found in parts.items()}
-    return Checkpoint(directory=directory, described_by="params.json", config=config, sources=sources)
+    joined = {name: _joined(name, found, config) for name, found in parts.items()}
+    ours = set(_parameter_names(config))
+    sources = {name: source for name, source in joined.items() if name in ours}
+    others = [source for name, source in joined.items() if name not in ours]
+    return Checkpoint(directory=directory, described_by="params.json", config=config, sources=sources, others=others)
 
 
 def _check_number_of_files(directory: Path, config: LlamaConfig, headers: Sequence[Mapping[str, StoredTensor]]) -> None:
@@ -234,7 +242,7 @@ def _check_number_of_files(directory: Path, config: LlamaConfig, headers: Sequen
     embeddings = headers[0].get("tok_embeddings.weight")
     elements = embeddings.shape[0] * embeddings.width if embeddings and embeddings.shape else 0
     wanted = config.vocab_size * config.dim // elements if elements else len(headers)
-    if wanted != len(headers):
+    if wanted > len(headers):
         raise CheckpointError(
             f"{directory} holds {len(headers)} of the {wanted} consolidated files that the first of them and params.json ask for"
         )

@@ -67,7 +67,9 @@ class FakeHub:
         is_api = parts[:2] == ["api", "models"]
         owner, name, *rest = parts[2:] if is_api else parts
         repository = self.repositories.get(f"{owner}/{name}")
-        if repository is None:
+        if request.headers.get("Authorization") == "Bearer expired":
+            self.answer(request, 401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif repository is None:
             self.refuse(request, 401, "RepoNotFound")
         elif repository.broken:
             self.refuse(request, repository.broken, None)

@@ -153,7 +153,7 @@ def test_a_repository_of_pickles_is_refused_before_any_of_it_is_fetched(online, 
     fake.repositories["old/model"] = Repository({"config.json": CONFIG, "pytorch_model.bin": b"pickle"})
     found = online("old/model")
     assert found["error"] == "FileNotFoundError" and not fake.sent
-    for words in ("old/model", "holds no model*.safetensors nor", "pytorch_model.bin", "pickle", "unsloth/Llama-3.2-1B-Instruct"):
+    for words in ("old/model", "holds no model*.safetensors nor", "pytorch_model.bin", "Pickle files are not", "unsloth/Llama-3.2-1B-Instruct"):
         assert words in found["message"]
 
 
@@ -180,6 +180,15 @@ def test_a_repository_that_is_not_there_is_named(online, fake):
     assert found["error"] == "FileNotFoundError"
     for words in ("'nobody/nothing' is not a directory here", "hub has no repository of that name", "private", "load_tiny()"):
         assert words in found["message"]
+
+
+def test_a_token_that_has_expired_is_suspected(online, fake):
+    fake.repositories["open/to-all"] = Repository(HF_FILES)
+    found = online("open/to-all", HF_TOKEN="expired")
+    assert found["error"] in ("PermissionError", "FileNotFoundError")  # older clients take a refused token for a missing repository
+    for words in ("'open/to-all'", "token", "HF_TOKEN", "hf auth login"):
+        assert words in found["message"]
+    assert held(online("open/to-all")) == HF_FILES
 
 
 def test_a_model_that_is_larger_than_the_disk_is_refused_before_it_is_fetched(online, fake):

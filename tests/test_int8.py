@@ -155,6 +155,14 @@ def test_the_bundled_model_answers_nearly_the_same():
     assert 0 < divergence.mean() < 2e-3 and divergence.max() < 0.05 and agreement > 0.97, (divergence.mean(), divergence.max(), agreement)
 
 
+def test_the_fast_path_leaves_8_bits_to_the_model():
+    model, _ = load_tiny(weight_bits=8)
+    prompt = torch.arange(12)[None]
+    slow = generate(model, prompt, max_new_tokens=12, cache=ContiguousCache(model.config), fast=False)
+    assert torch.equal(generate(model, prompt, max_new_tokens=12, cache=ContiguousCache(model.config)), slow)
+    assert torch.equal(generate(model, prompt, max_new_tokens=12), slow)
+
+
 def test_what_is_not_offered_is_refused(tmp_path):
     save_checkpoint(random_model(), tmp_path)
     for bits in (4, 16, 0):

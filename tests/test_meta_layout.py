@@ -129,9 +129,26 @@ def test_all_that_does_not_fit_is_listed_by_meta_s_names(written):
     with pytest.raises(CheckpointError, match="do not fit its params.json") as caught:
         load_checkpoint(written)
     assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [
-        "surplus: layers.0.attention.wq.bias [16]",
         "wrong shape: layers.1.attention.wo.weight should be [64, 64]; it is [64, 48]",
+        "surplus: layers.0.attention.wq.bias [16]",
     ]
+
+
+def test_parts_that_do_not_fit_together_are_named(written):
+    second = written / "consolidated.01.safetensors"
+    tensors = load_file(second)
+    tensors["layers.0.attention.wo.weight"] = torch.ones(32, 16)
+    save_file(tensors, second)
+    with pytest.raises(CheckpointError, match=r"wrong shape: the parts of layers.0.attention.wo.weight should fit .*\[32, 16\]"):
+        load_checkpoint(written)
+
+
+def test_meta_s_names_in_hugging_face_s_file_are_not_taken_for_its_own(written, tmp_path):
+    model = random_model(CONFIG, dtype=torch.float32)
+    save_checkpoint(model, tmp_path)
+    save_file({name: weight.clone() for name, weight in model.named_parameters()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="(?s)missing: model.norm.weight .*surplus: norm.weight "):
+        load_checkpoint(tmp_path)
 
 
 def test_pickles_are_refused_and_the_way_out_works(tmp_path):
