@@ -1,7 +1,7 @@
 """Weights from disk and back: safetensors in Hugging Face's layout or Meta's, read straight into place.
 
-We read tensors a few rows at a time, from the file to the parameter, so that a model is never held twice, whatever its type in the
-file and in memory.
+We read tensors a few rows at a time, from the file to the parameter, so that a model is never held twice, whatever its type in
+the file and in memory.
 """
 
 import json
@@ -18,7 +18,17 @@ from torch.overrides import TorchFunctionMode
 
 from llama3_edu.hub import local_directory
 from llama3_edu.int8 import Int8Embedding, Int8Linear, empty_int8, quantise_rows
-from llama3_edu.layout import HUGGING_FACE, INDEX, META, META_BELOW, SINGLE, Checkpoint, Source, hugging_face_name, open_checkpoint
+from llama3_edu.layout import (
+    HUGGING_FACE,
+    INDEX,
+    META,
+    META_BELOW,
+    SINGLE,
+    Checkpoint,
+    Source,
+    hugging_face_name,
+    open_checkpoint,
+)
 from llama3_edu.model import Llama
 from llama3_edu.stored import DTYPES, CheckpointError
 from llama3_edu.tokenizer import Tokenizer
@@ -71,7 +81,8 @@ def load_checkpoint(
     found.check({name: tuple(weight.shape) for name, weight in model.state_dict().items()})
     if dtype is None:
         dtype = DTYPES[found.sources["tok_embeddings.weight"].parts[0].dtype]
-    _fill(model, found, device=torch.get_default_device() if device is None else torch.device(device), dtype=dtype, bits=weight_bits)
+    device = torch.get_default_device() if device is None else torch.device(device)
+    _fill(model, found, device=device, dtype=dtype, bits=weight_bits)
     return model.requires_grad_(False).eval()
 
 
@@ -89,7 +100,8 @@ def load_tiny(
         The model, in eval mode and with no parameter that requires a gradient, and the tokenizer.
     """
     with resources.as_file(resources.files("llama3_edu") / "tiny") as directory:
-        return load_checkpoint(directory, device=device, dtype=dtype, weight_bits=weight_bits), Tokenizer.from_pretrained(directory)
+        model = load_checkpoint(directory, device=device, dtype=dtype, weight_bits=weight_bits)
+        return model, Tokenizer.from_pretrained(directory)
 
 
 def stop_ids(path_or_repo: str | Path) -> tuple[int, ...]:

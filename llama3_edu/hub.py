@@ -150,9 +150,9 @@ def _explained(repo: str, error: Exception) -> OSError:
         return _gated(repo, status)
     if any(isinstance(link, (RepositoryNotFoundError, RevisionNotFoundError)) for link in chain):
         return FileNotFoundError(
-            f"{repo!r} is not a directory here, and the Hugging Face hub has no repository of that name that it shows you. "
-            f"Look for a slip at https://huggingface.co/{repo}; if it is private, log in with `hf auth login` or set HF_TOKEN to a "
-            f"token that may read it; one that has expired hides every repository. "
+            f"{repo!r} is not a directory here, and the Hugging Face hub has no repository of that name, or does not show it. "
+            f"Look for a slip at https://huggingface.co/{repo}; if it is private, log in with `hf auth login` or set HF_TOKEN to "
+            f"a token that may read it; one that has expired hides every repository. "
             f"{_SMALL!r} can be had by anyone, and {_WITHOUT}"
         )
     if status == 401:
@@ -191,7 +191,7 @@ def _gated(repo: str, status: int | None) -> PermissionError:
     else:
         state = "nobody is logged in on this machine, or the token is of no use"
     return PermissionError(
-        f"{repo!r} is gated, and {state}. Accept its conditions at https://huggingface.co/{repo}, make a token with leave to read "
+        f"{repo!r} is gated, and {state}. Accept its conditions at https://huggingface.co/{repo}, make a token that may read "
         f"gated repositories at https://huggingface.co/settings/tokens, and log in with `hf auth login` or set HF_TOKEN. "
         f"Without an account: {_UNGATED.get(repo, _SMALL)!r} can be had by anyone, and {_WITHOUT}"
     )
@@ -202,8 +202,8 @@ def _unreachable(repo: str, reason: Exception, state: str) -> ConnectionError:
     why = "HF_HUB_OFFLINE is set" if switched_off else f"the Hugging Face hub cannot be reached ({reason})"
     advice = "Unset HF_HUB_OFFLINE" if switched_off else "Look after the network and try again"
     return ConnectionError(
-        f"{repo!r} is not a directory here, {why}, and {state}. {advice}, or download it elsewhere (`hf download {repo}`), copy the "
-        f"folder here and give its path; {_WITHOUT}"
+        f"{repo!r} is not a directory here, {why}, and {state}. {advice}, or download it elsewhere (`hf download {repo}`), copy "
+        f"the folder here and give its path; {_WITHOUT}"
     )
 
 
@@ -212,6 +212,6 @@ def _no_room(repo: str, state: str) -> OSError:
 
     return OSError(
         errno.ENOSPC,
-        f"there is no room for {repo!r} in {HF_HUB_CACHE}: {state}. Make room, or set HF_HOME to a folder on a larger disk before "
-        f"Python starts. A smaller model is {_SMALL!r} (2.5 GB), and {_WITHOUT}",
+        f"there is no room for {repo!r} in {HF_HUB_CACHE}: {state}. Make room, or set HF_HOME to a folder on a larger disk "
+        f"before Python starts. A smaller model is {_SMALL!r} (2.5 GB), and {_WITHOUT}",
     )

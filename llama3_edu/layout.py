@@ -18,7 +18,10 @@ from torch import Tensor
 from llama3_edu.config import LlamaConfig
 from llama3_edu.stored import DTYPES, CheckpointError, StoredTensor, read_header
 
-__all__ = ["SINGLE", "INDEX", "HUGGING_FACE", "META", "META_BELOW", "Source", "Checkpoint", "open_checkpoint", "hugging_face_name"]
+__all__ = [
+    "SINGLE", "INDEX", "HUGGING_FACE", "META", "META_BELOW",
+    "Source", "Checkpoint", "open_checkpoint", "hugging_face_name",
+]  # fmt: skip
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _META_WEIGHTS = "consolidated*.safetensors"
@@ -27,7 +30,7 @@ _OTHERS = ("generation_config.json", "tokenizer.json", "tokenizer.model")
 HUGGING_FACE = ("model*.safetensors", INDEX, "config.json", *_OTHERS)
 META = (_META_WEIGHTS, "params.json", "config.json", *_OTHERS)
 META_BELOW = tuple(f"original/{pattern}" for pattern in META)
-"""The files of each layout as shell patterns, what shows the layout first. On the hub Meta's own files are in a folder of theirs."""
+"""Each layout's files as shell patterns, what shows the layout first. On the hub Meta's own files are in a folder of theirs."""
 
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
@@ -85,7 +88,7 @@ class Source:
         return (*first[: self.axis], sum(part.shape[self.axis] for part in self.parts), *first[self.axis + 1 :])
 
     def pieces(self) -> Iterator[tuple[slice | Tensor, Tensor]]:
-        """Yield some whole rows at a time, `[rows width]`, each time with where they go in our order. Each piece overwrites the last."""
+        """Yield some whole rows at a time, `[rows width]`, and where they go in our order. Each piece overwrites the last."""
         first = 0
         for piece in self._by_columns() if self.axis == 1 else self._by_rows():
             rows = slice(first, first + len(piece))
@@ -103,7 +106,7 @@ class Source:
             yield torch.cat([piece for _, piece in pieces], dim=1)
 
     def _destination(self, rows: slice) -> Tensor:
-        """Return where rows that are paired with their neighbours go: the even ones of a head to its first half, the odd to its second."""
+        """Return where rows paired with their neighbours go: the even ones of a head to its first half, the odd to its second."""
         given = torch.arange(rows.start, rows.stop)
         within = given % self.paired
         return given - within + within % 2 * (self.paired // 2) + within // 2
@@ -111,7 +114,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory's model on disk: its shape, where each of its parameters comes from, by our names, and tensors of other names."""
+    """A directory's model on disk: its shape, where each parameter comes from, by our names, and tensors of other names."""
 
     directory: Path
     described_by: str
@@ -120,7 +123,11 @@ class Checkpoint:
     others: Sequence[Source]
 
     def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise CheckpointError, with all that is wrong, unless these are the tensors the model wants: the shape of each by our names."""
+        """Raise CheckpointError, with all that is wrong, unless these are the tensors the model wants.
+
+        Args:
+            wanted: the shape of each, by our names.
+        """
         needed = wanted.keys() - {"output.weight"} if self.config.tie_embeddings else wanted.keys()
         problems = [
             f"missing: {self._name(name)} {list(wanted[name])}" for name in wanted if name in needed - self.sources.keys()
@@ -209,8 +216,8 @@ def _read_index(path: Path) -> dict[str, str]:
     missing = [file for file in files if not (path.parent / file).is_file()]
     if missing:
         raise CheckpointError(
-            f"{path} names {len(files)} files; missing: {', '.join(missing)}. If a download was interrupted, load the model by its "
-            f"name again while the hub can be reached: what is there is not fetched anew"
+            f"{path} names {len(files)} files; missing: {', '.join(missing)}. If a download was interrupted, load the model by "
+            f"its name again while the hub can be reached: what is there is not fetched anew"
         )
     return weight_map
 

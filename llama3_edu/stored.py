@@ -46,7 +46,7 @@ class StoredTensor:
         return max(1, _PIECE_BYTES // max(1, self.width * DTYPES[self.dtype].itemsize))
 
     def pieces(self, rows_per_piece: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Yield the tensor `[rows width]`, some rows at a time, each with the index of its first. Each piece overwrites the one before.
+        """Yield the tensor `[rows width]`, some rows at a time, with the index of the first; each piece overwrites the last.
 
         Raises:
             CheckpointError: the file has become shorter since its header was read.
@@ -80,7 +80,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path} is not a safetensors file: it starts with {header_bytes} as the length of its header")
         data_start = 8 + header_bytes
         if size < max(data_start, 10):
-            raise CheckpointError(f"{path} is cut short: it needs {max(data_start, 10)} bytes for its header alone; it has {size}")
+            raise CheckpointError(
+                f"{path} is cut short: it needs {max(data_start, 10)} bytes for its header alone; it has {size}"
+            )
         raw = file.read(header_bytes)
     try:
         header = json.loads(raw)

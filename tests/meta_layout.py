@@ -1,4 +1,4 @@
-"""Writes checkpoints the way Meta does, from tensors with Hugging Face's names: the way back, written without the loader's help."""
+"""Writes checkpoints the way Meta does, from tensors with Hugging Face's names: the way back, without the loader's help."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,8 @@ NAMES = {
 
 BY_ROWS = ("wq", "wk", "wv", "w1", "w3", "output", "tok_embeddings")
 BY_COLUMNS = ("wo", "w2")
-"""How Meta's model is spread over GPUs: layers that make outputs in parallel are cut by rows, those that take inputs in parallel by columns."""
+"""How Meta's model is spread over GPUs: layers that share out what they make are cut by rows, those that share out what they take
+by columns."""
 
 FFN = {2048: (256, 1.5), 3072: (256, 1.0), 4096: (1024, 1.3), 8192: (4096, 1.3)}
 """`multiple_of` and `ffn_dim_multiplier` of the released models, by width."""

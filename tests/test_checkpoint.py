@@ -259,7 +259,10 @@ def write_settings(directory, **files):
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"generation_config": {"eos_token_id": [128_001, 128_008, 128_009]}, "config": {"eos_token_id": 2}}, (128_001, 128_008, 128_009)),
+        (
+            {"generation_config": {"eos_token_id": [128_001, 128_008, 128_009]}, "config": {"eos_token_id": 2}},
+            (128_001, 128_008, 128_009),
+        ),
         ({"generation_config": {"eos_token_id": 128_001}}, (128_001,)),
         ({"generation_config": {"temperature": 0.6}, "config": {"eos_token_id": [7, 0]}}, (7, 0)),
         ({"generation_config": {"eos_token_id": None}, "config": {"eos_token_id": 7}}, (7,)),
@@ -276,7 +279,9 @@ def test_stop_ids_are_those_of_the_files(tmp_path, files, expected):
 @pytest.mark.parametrize("wrong", ["</s>", [1, "2"], True, -1, 1.5, {"id": 3}])
 def test_stop_ids_that_are_none_are_refused(tmp_path, wrong):
     write_settings(tmp_path, generation_config={"eos_token_id": wrong})
-    with pytest.raises(CheckpointError, match="generation_config.json: eos_token_id should be a token id or a list of them; it is"):
+    with pytest.raises(
+        CheckpointError, match="generation_config.json: eos_token_id should be a token id or a list of them; it is"
+    ):
         stop_ids(tmp_path)
 
 

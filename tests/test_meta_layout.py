@@ -19,6 +19,7 @@ CONFIG = LlamaConfig(
     max_seq_len=131_072,
 )  # fmt: skip
 TIED = replace(CONFIG, tie_embeddings=True)
+NARROW = replace(CONFIG, head_dim=6, rope_scaling=None, max_seq_len=8192)
 
 
 def their_tensors(model: Llama) -> dict[str, torch.Tensor]:
@@ -32,7 +33,7 @@ def assert_same_weights(found: Llama, expected: Llama) -> None:
 
 
 @pytest.mark.parametrize("files", [None, 1, 2, 4])
-@pytest.mark.parametrize("config", [CONFIG, TIED, replace(CONFIG, head_dim=6, rope_scaling=None, max_seq_len=8192)], ids=["plain", "tied", "head_dim"])
+@pytest.mark.parametrize("config", [CONFIG, TIED, NARROW], ids=["scaled", "tied", "head_dim"])
 def test_both_layouts_give_the_same_model(config, files, tmp_path):
     model = random_model(config, dtype=torch.float32)
     save_checkpoint(model, tmp_path / "theirs")
@@ -49,9 +50,7 @@ def test_both_layouts_give_the_same_model(config, files, tmp_path):
     embeddings_axis=st.sampled_from([0, 1]), piece=st.sampled_from([1, 56, 300, 4096, 2**20]), bits=st.sampled_from([None, 8]),
     tied=st.booleans(),
 )  # fmt: skip
-def test_cuts_heads_and_pieces_of_any_size(
-    tmp_path_factory, files, n_kv_heads, n_rep, half, embeddings_axis, piece, bits, tied
-):
+def test_cuts_heads_and_pieces_of_any_size(tmp_path_factory, files, n_kv_heads, n_rep, half, embeddings_axis, piece, bits, tied):
     config = LlamaConfig(
         dim=2 * half * n_kv_heads * n_rep, n_layers=1, n_heads=n_kv_heads * n_rep, n_kv_heads=n_kv_heads, vocab_size=40,
         hidden_dim=8 * (half * n_kv_heads * n_rep), tie_embeddings=tied,
@@ -116,7 +115,7 @@ def test_a_file_that_is_not_there_is_noticed(written, gone):
 
 def test_params_json_is_needed(written):
     (written / "params.json").unlink()
-    with pytest.raises(CheckpointError, match="holds no params.json, which says what shape the model in consolidated.00.safetensors"):
+    with pytest.raises(CheckpointError, match="holds no params.json, which says .* the model in consolidated.00.safetensors"):
         load_checkpoint(written)
 
 
@@ -156,7 +155,7 @@ def test_pickles_are_refused_and_the_way_out_works(tmp_path):
     write_meta(their_tensors(model), CONFIG, tmp_path)
     torch.save(load_file(tmp_path / "consolidated.safetensors"), tmp_path / "consolidated.00.pth")
     (tmp_path / "consolidated.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="pickle files alone .consolidated.00.pth.*refuses code.*consolidated.00.safetensors here"):
+    with pytest.raises(CheckpointError, match="pickle files alone .consolidated.00.pth.*refuses code.*00.safetensors here"):
         load_checkpoint(tmp_path)
     save_file(torch.load(tmp_path / "consolidated.00.pth", weights_only=True), tmp_path / "consolidated.00.safetensors")
     assert_same_weights(load_checkpoint(tmp_path), model)

@@ -1,4 +1,4 @@
-"""The released shapes at their true widths, with random weights and few layers: transformers' logits from Hugging Face's files and Meta's.
+"""The released shapes at their true widths, random weights, few layers: transformers' logits from their files and from Meta's.
 
 The whole of it takes minutes and several GB of memory, and so is slow; one thin model stands for it every day.
 """
@@ -145,8 +145,12 @@ def metas_python(tmp_path_factory):
     venv = tmp_path_factory.mktemp("meta") / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     python = venv / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "llama-models==0.3.0", "fairscale==0.4.13"], check=True)
-    where = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], check=True, capture_output=True, text=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", "llama-models==0.3.0", "fairscale==0.4.13"], check=True
+    )
+    where = subprocess.run(
+        [python, "-c", "import site; print(site.getsitepackages()[0])"], check=True, capture_output=True, text=True
+    )
     Path(where.stdout.strip(), "tests.pth").write_text(str(Path(torch.__file__).parents[1]))
     return python
 
