@@ -296,7 +296,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import psutil, torch
-from llama3_edu.checkpoint import load_checkpoint
+from llama3_edu.checkpoint import load_checkpoint, load_tiny
 
 def peak():
     if sys.platform != "linux":
@@ -305,6 +305,7 @@ def peak():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
+load_tiny(dtype=getattr(torch, sys.argv[2]))  # what loading needs of torch once, some 40 MB of code, is no copy of the model
 before = psutil.Process().memory_info().rss
 model = load_checkpoint(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 print(peak() - before, psutil.Process().memory_info().rss - before)

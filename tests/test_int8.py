@@ -187,11 +187,10 @@ def test_a_tied_model_holds_its_embeddings_once_and_refuses_another_projection(t
 def test_loading_never_holds_the_model_in_floats(tmp_path):
     from test_checkpoint import MEASURE
 
-    config = LlamaConfig(dim=512, n_layers=4, n_heads=8, n_kv_heads=8, hidden_dim=2048, vocab_size=192_000, tie_embeddings=True)
+    config = LlamaConfig(dim=512, n_layers=4, n_heads=8, n_kv_heads=8, hidden_dim=2048, vocab_size=96_000, tie_embeddings=True)
     save_checkpoint(Llama(config), tmp_path, dtype=torch.bfloat16)
     program = MEASURE.replace("dtype=getattr", "weight_bits=8, dtype=getattr")
     run = subprocess.run([sys.executable, "-c", program, tmp_path, "bfloat16"], check=True, capture_output=True, text=True)
     peak, held = map(int, run.stdout.split())
     assert held >= 0.95 * int8_weight_bytes(config), "the weights are not in memory: the measurement proves nothing"
-    # Rounding needs some 32 MiB of code and pieces once, whatever the model's size. In 16 bits the model alone would be 230 MB.
-    assert peak <= int8_weight_bytes(config) + 48 * 10**6 < weight_bytes(config, bits=16) - 60 * 10**6
+    assert peak <= 1.15 * int8_weight_bytes(config) + 2**24  # a piece in float32 now and then, where 16 bits need twice the model
