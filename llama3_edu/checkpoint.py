@@ -33,7 +33,7 @@ from llama3_edu.model import Llama
 from llama3_edu.stored import DTYPES, CheckpointError
 from llama3_edu.tokenizer import Tokenizer
 
-__all__ = ["CheckpointError", "load_checkpoint", "load_tiny", "save_checkpoint", "stop_ids", "hugging_face_name"]
+__all__ = ["load_checkpoint", "load_tiny", "save_checkpoint", "stop_ids"]
 
 _SETTINGS = ("generation_config.json", "config.json")
 

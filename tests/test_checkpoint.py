@@ -11,11 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint, stop_ids
+from llama3_edu.checkpoint import load_checkpoint, load_tiny, save_checkpoint, stop_ids
 from llama3_edu.config import LlamaConfig
 from llama3_edu.generate import generate
 from llama3_edu.memory import parameter_count, weight_bytes
 from llama3_edu.model import Llama
+from llama3_edu.stored import CheckpointError
 
 UNTIED = LlamaConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, hidden_dim=48, vocab_size=50)
 TIED = replace(UNTIED, tie_embeddings=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import random_model, random_tokens
 
 from llama3_edu import CheckpointError, Llama, LlamaConfig, RopeScaling, load_checkpoint, save_checkpoint, stop_ids
-from llama3_edu.checkpoint import hugging_face_name
+from llama3_edu.layout import hugging_face_name
 
 CONFIG = LlamaConfig(
     dim=64, n_layers=2, n_heads=8, n_kv_heads=4, hidden_dim=176, vocab_size=72, rope_scaling=RopeScaling(factor=8.0),

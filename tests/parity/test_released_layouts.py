@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from llama3_edu import ContiguousCache, Llama, LlamaConfig, load_checkpoint
-from llama3_edu.checkpoint import hugging_face_name
+from llama3_edu.layout import hugging_face_name
 
 SHAPES = {
     # name: preset, layers, vocabulary (None: the true one), files of Meta's
