@@ -200,16 +200,18 @@ def _held(shape: torch.Size, *, device: torch.device, dtype: torch.dtype, bits: 
 
 def _fill(model: Llama, found: Checkpoint, *, device: torch.device, dtype: torch.dtype, bits: int | None) -> None:
     """Give every parameter of a model on the meta device its memory and its values, one after the other."""
-    for name, shape in [(name, parameter.shape) for name, parameter in model.named_parameters()]:
-        held = _held(shape, device=device, dtype=dtype, bits=bits)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    # All memory first: what rounding needs for a moment would leave holes between parameters, and a lack of room shows at once.
+    memory = {name: _held(shape, device=device, dtype=dtype, bits=bits) for name, shape in shapes.items()}
+    for name, held in memory.items():
         held.fill(found.sources[name])
-        _put(model, name.removesuffix(".weight"), held.tensors, shape)
+        _put(model, name.removesuffix(".weight"), held.tensors, shapes[name])
         if name == "tok_embeddings.weight" and found.config.tie_embeddings:
             output = found.sources.get("output.weight")
             if output is not None and not held.equals(output):
                 where = f"{output.name} in {output.parts[0].path}"
                 raise CheckpointError(f"{found.described_by} ties the embeddings, but {where} is not {found.sources[name].name}")
-            _put(model, "output", held.tensors, shape)
+            _put(model, "output", held.tensors, shapes[name])
     if found.config.tie_embeddings and bits is None:
         model.output.weight = model.tok_embeddings.weight
 

@@ -119,7 +119,8 @@ HF_FILES = {
 }  # fmt: skip
 NOT_NEEDED = {
     "original/consolidated.00.pth": b"pickle", "original/params.json": b"{}", "README.md": b"#", "pytorch_model.bin": b"pickle",
-    "onnx/model.safetensors": b"other", "original/consolidated.safetensors": b"Meta's", ".gitattributes": b"",
+    "onnx/model.safetensors": b"other", "model-old/a.safetensors": b"old", "original/consolidated.safetensors": b"M",
+    ".gitattributes": b"",
 }  # fmt: skip
 
 

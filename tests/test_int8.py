@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_models import CONFIG, SHAPES, random_model, random_tokens
 from torch.nn import functional as F
@@ -38,7 +38,8 @@ FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@given(rows=st.integers(1, 5), width=st.integers(1, 40), power=st.integers(-12, 4), seed=st.integers(0, 99))
+@example(rows=5, width=40, power=-16, seed=1)  # scales that float16 holds with few bits
+@given(rows=st.integers(1, 5), width=st.integers(1, 40), power=st.integers(-20, 4), seed=st.integers(0, 99))
 def test_every_number_comes_back_to_half_a_step(dtype, rows, width, power, seed):
     weight = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2.0**power
     levels, scale = quantise_rows(weight, dtype)
