@@ -5,6 +5,7 @@ memory that process ever held, above what it held before. Linux, or anything wit
 
     python benchmarks/load_memory.py                       # Llama 3.2 1B: 2.5 GB of disk, 5 GB of memory
     python benchmarks/load_memory.py --preset llama3.2-3b --dtypes bfloat16
+    python benchmarks/load_memory.py --dtypes int8         # matrices in 8 bits, rounded on the way
 """
 
 import argparse
@@ -18,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from llama3_edu import Llama, LlamaConfig, parameter_count
-from llama3_edu.checkpoint import hugging_face_name, load_checkpoint
+from llama3_edu import Llama, LlamaConfig, int8_weight_bytes, parameter_count
+from llama3_edu.checkpoint import load_checkpoint
+from llama3_edu.layout import hugging_face_name
 
 BOUND = 1.15
 
@@ -28,11 +30,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--preset", default="llama3.2-1b", help="whose shape (default: %(default)s)")
     options.add_argument("--stored", default="BF16", choices=["BF16", "F16", "F32"], help="type in the file (default: %(default)s)")
-    options.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="types to load as (default: both)")
+    options.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="types to load as, int8 among them (default: both)")
     options.add_argument("--measure", nargs=2, metavar=("DIRECTORY", "DTYPE"), help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.measure:
-        print(json.dumps(measure(Path(given.measure[0]), getattr(torch, given.measure[1]))))
+        print(json.dumps(measure(Path(given.measure[0]), given.measure[1])))
         return
     config = LlamaConfig.from_preset(given.preset)
     print(f"{given.preset}, {parameter_count(config):,} parameters, stored as {given.stored}; torch {torch.__version__}, CPU")
@@ -47,18 +49,22 @@ def report(config: LlamaConfig, directory: str, dtype: str) -> None:
     """Measure in a fresh process, so that nothing of an earlier load is counted, and print one line."""
     command = [sys.executable, __file__, "--measure", directory, dtype]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    model = parameter_count(config) * getattr(torch, dtype).itemsize
+    model = int8_weight_bytes(config) if dtype == "int8" else parameter_count(config) * getattr(torch, dtype).itemsize
     ratio = found["peak_bytes"] / model
     verdict = "" if ratio <= BOUND else f"  above {BOUND}"
     print(f"{dtype:<12}{model / 1e9:>9.3f} GB{found['peak_bytes'] / 1e9:>17.3f} GB{ratio:>16.3f}{found['seconds']:>10.1f}{verdict}")
 
 
-def measure(directory: Path, dtype: torch.dtype) -> dict[str, float]:
+def measure(directory: Path, dtype: str) -> dict[str, float]:
     """Load once; return the most memory held above what was held before, in bytes, and the seconds it took."""
     before, start = resident_bytes("VmRSS"), time.perf_counter()
-    model = load_checkpoint(directory, dtype=dtype)
+    if dtype == "int8":
+        model = load_checkpoint(directory, weight_bits=8)
+        assert model.output.weight.dtype == torch.int8
+    else:
+        model = load_checkpoint(directory, dtype=getattr(torch, dtype))
+        assert model.output.weight.dtype == getattr(torch, dtype)
     seconds = time.perf_counter() - start
-    assert model.dtype == dtype
     return {"peak_bytes": resident_bytes("VmHWM") - before, "seconds": seconds}
 
 

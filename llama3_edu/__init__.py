@@ -17,7 +17,7 @@ from llama3_edu.cache import (
     QuantizedStore,
     paged_attention,
 )
-from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint
+from llama3_edu.checkpoint import load_checkpoint, load_tiny, save_checkpoint, stop_ids
 from llama3_edu.config import LlamaConfig, RopeScaling
 from llama3_edu.engine import Engine, Sequence
 from llama3_edu.frames import shape_frames
@@ -25,7 +25,8 @@ from llama3_edu.frames_bugs import bug_frames
 from llama3_edu.frames_mask import mask_frames, perturbation_frames
 from llama3_edu.generate import generate, stream
 from llama3_edu.hardware import default_device
-from llama3_edu.memory import format_bytes, kv_bytes, kv_bytes_per_token, max_batch, parameter_count, weight_bytes
+from llama3_edu.int8 import Int8Embedding, Int8Linear
+from llama3_edu.memory import format_bytes, int8_weight_bytes, kv_bytes, kv_bytes_per_token, max_batch, parameter_count, weight_bytes
 from llama3_edu.memory_recorder import MemoryRecorder
 from llama3_edu.memory_use import MemoryReading, MemorySample, memory_frames, read_memory
 from llama3_edu.model import Attention, Block, FeedForward, Llama, RMSNorm
@@ -36,6 +37,7 @@ from llama3_edu.roofline_frames import MeasuredPass, roofline_frames, roofline_w
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
 from llama3_edu.sampling import greedy, sampler
 from llama3_edu.sizes import calculator_frames, head_group_frames
+from llama3_edu.stored import CheckpointError
 from llama3_edu.thinning import thinned
 from llama3_edu.tokenizer import Tokenizer
 from llama3_edu.trace import Trace, growth_frames, recompute_frames

@@ -2,7 +2,7 @@
 
 from llama3_edu.config import LlamaConfig
 
-__all__ = ["parameter_count", "weight_bytes", "kv_bytes_per_token", "kv_bytes", "max_batch", "format_bytes"]
+__all__ = ["parameter_count", "weight_bytes", "int8_weight_bytes", "kv_bytes_per_token", "kv_bytes", "max_batch", "format_bytes"]
 
 
 def parameter_count(config: LlamaConfig) -> int:
@@ -20,6 +20,17 @@ def weight_bytes(config: LlamaConfig, *, bits: int = 16) -> int:
     return _bytes(parameter_count(config), bits)
 
 
+def int8_weight_bytes(config: LlamaConfig, *, bits: int = 16) -> int:
+    """Return the bytes of a model loaded with `weight_bits=8`: 8 bits per number of a matrix, `bits` per row's scale and norm.
+
+    A little more than `weight_bytes(config, bits=8)`, which counts no scales: 8,033,793,024 for Llama 3 8B, 0.04 % more.
+    """
+    norms = (2 * config.n_layers + 1) * config.dim
+    rows_per_layer = config.n_heads * config.head_dim + 2 * config.kv_dim + 2 * config.hidden_dim + 2 * config.dim
+    rows = config.n_layers * rows_per_layer + config.vocab_size * (1 if config.tie_embeddings else 2)
+    return parameter_count(config) - norms + _bytes(rows + norms, bits)
+
+
 def kv_bytes_per_token(config: LlamaConfig, *, bits: int = 16) -> int:
     """Return the bytes one token's keys and values take: layers × KV heads × head_dim × 2 × bits / 8, rounded up."""
     return _bytes(config.kv_elements_per_token, bits)
@@ -35,9 +46,7 @@ def kv_bytes(config: LlamaConfig, *, seq_len: int, batch: int = 1, bits: int = 1
     return _bytes(batch * seq_len * config.kv_elements_per_token, bits)
 
 
-def max_batch(
-    config: LlamaConfig, *, seq_len: int, memory_bytes: int, bits: int = 16, bits_of_weights: int | None = None
-) -> int:
+def max_batch(config: LlamaConfig, *, seq_len: int, memory_bytes: int, bits: int = 16, bits_of_weights: int | None = None) -> int:
     """Return how many rows of `seq_len` tokens fit in `memory_bytes` beside the weights; 0 if none do.
 
     Keys and values take `bits` bits each, and so do the weights unless `bits_of_weights` says otherwise.

@@ -113,13 +113,18 @@ class Llama(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls,
+        path_or_repo: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        weight_bits: int | None = None,
     ) -> "Llama":
         """Load a trained model from a directory or from `owner/name` on the Hugging Face hub: see `load_checkpoint`."""
         # Imported late: a checkpoint is made of a model, and a model need not know of files.
         from llama3_edu.checkpoint import load_checkpoint
 
-        return load_checkpoint(path_or_repo, device=device, dtype=dtype)
+        return load_checkpoint(path_or_repo, device=device, dtype=dtype, weight_bits=weight_bits)
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +132,8 @@ class Llama(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.tok_embeddings.weight.dtype
+        """The type it computes in. Matrices may be in 8 bits; norms never are."""
+        return self.norm.weight.dtype
 
     def use_attention(self, attend: AttentionFunction) -> None:
         """Compute attention with another function from now on, in every layer."""

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from llama3_edu import hub
-from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint
+from llama3_edu.checkpoint import load_checkpoint, load_tiny, save_checkpoint, stop_ids
 from llama3_edu.config import LlamaConfig
 from llama3_edu.generate import generate
 from llama3_edu.memory import parameter_count, weight_bytes
 from llama3_edu.model import Llama
+from llama3_edu.stored import CheckpointError
 
 UNTIED = LlamaConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, hidden_dim=48, vocab_size=50)
 TIED = replace(UNTIED, tie_embeddings=True)
@@ -90,7 +90,7 @@ def test_the_type_is_the_file_s_when_none_is_asked_for(model, tmp_path):
 
 
 def test_a_tensor_longer_than_one_piece_comes_back_whole(tmp_path, generator, monkeypatch):
-    monkeypatch.setattr("llama3_edu.checkpoint._PIECE_BYTES", 56)  # a size that divides nothing evenly
+    monkeypatch.setattr("llama3_edu.stored._PIECE_BYTES", 56)  # a size that divides nothing evenly
     model = make_model(UNTIED, generator)
     save_checkpoint(model, tmp_path)
     for name, weight in load_checkpoint(tmp_path).state_dict().items():
@@ -252,35 +252,52 @@ def test_a_place_that_does_not_exist_is_named(tmp_path, saved):
         load_checkpoint(saved / "model.safetensors")
 
 
-def test_a_repository_name_is_downloaded_without_its_pickles(saved, monkeypatch):
-    asked = []
-
-    def download(repo, *, allow_patterns):
-        asked.append((repo, allow_patterns))
-        return str(saved)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert load_checkpoint("some-owner/Llama-3.2-tiny").config == UNTIED
-    [(repo, patterns)] = asked
-    assert repo == "some-owner/Llama-3.2-tiny"
-    assert not any(pattern == "*" or pattern.endswith((".bin", ".pth", ".pt")) for pattern in patterns)
+def write_settings(directory, **files):
+    for name, fields in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(fields))
 
 
-@pytest.mark.parametrize("error", [OSError("no network"), ValueError("not a name")])
-def test_a_repository_that_cannot_be_had_is_named(error, monkeypatch):
-    def download(repo, *, allow_patterns):
-        raise error
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            {"generation_config": {"eos_token_id": [128_001, 128_008, 128_009]}, "config": {"eos_token_id": 2}},
+            (128_001, 128_008, 128_009),
+        ),
+        ({"generation_config": {"eos_token_id": 128_001}}, (128_001,)),
+        ({"generation_config": {"temperature": 0.6}, "config": {"eos_token_id": [7, 0]}}, (7, 0)),
+        ({"generation_config": {"eos_token_id": None}, "config": {"eos_token_id": 7}}, (7,)),
+        ({"config": {"eos_token_id": 0}}, (0,)),
+        ({"config": {}}, ()),
+        ({}, ()),
+    ],
+)
+def test_stop_ids_are_those_of_the_files(tmp_path, files, expected):
+    write_settings(tmp_path, **files)
+    assert stop_ids(tmp_path) == stop_ids(str(tmp_path)) == expected
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(FileNotFoundError, match=f"'some/model' is not a directory here, and .*: {error}"):
-        hub.local_directory("some/model", files=["*"])
+
+@pytest.mark.parametrize("wrong", ["</s>", [1, "2"], True, -1, 1.5, {"id": 3}])
+def test_stop_ids_that_are_none_are_refused(tmp_path, wrong):
+    write_settings(tmp_path, generation_config={"eos_token_id": wrong})
+    with pytest.raises(
+        CheckpointError, match="generation_config.json: eos_token_id should be a token id or a list of them; it is"
+    ):
+        stop_ids(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{not JSON", "[1]", ""])
+def test_settings_that_are_no_json_object_are_named(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="generation_config.json (is not a JSON file|should hold a JSON object)"):
+        stop_ids(tmp_path)
 
 
 MEASURE = """
 import resource, sys
 from pathlib import Path
 import psutil, torch
-from llama3_edu.checkpoint import load_checkpoint
+from llama3_edu.checkpoint import load_checkpoint, load_tiny
 
 def peak():
     if sys.platform != "linux":
@@ -289,6 +306,7 @@ def peak():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
+load_tiny(dtype=getattr(torch, sys.argv[2]))  # what loading needs of torch once, some 40 MB of code, is no copy of the model
 before = psutil.Process().memory_info().rss
 model = load_checkpoint(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 print(peak() - before, psutil.Process().memory_info().rss - before)

@@ -164,6 +164,7 @@ def test_a_tokenizer_is_read_from_its_directory_and_from_its_file(tmp_path):
 def test_a_repository_name_downloads_the_one_file(tmp_path, monkeypatch):
     BACKEND.save(str(tmp_path / "tokenizer.json"))
     places = {("some-owner/Llama-3.2-tiny", ("tokenizer.json",)): str(tmp_path)}
+    monkeypatch.setattr("llama3_edu.hub._listing", lambda repo: {"tokenizer.json": 1, "model.safetensors": 7})
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, *, allow_patterns: places[repo, tuple(allow_patterns)])
     assert Tokenizer.from_pretrained("some-owner/Llama-3.2-tiny").encode("the cat") == TOKENIZER.encode("the cat")
 
