@@ -107,11 +107,10 @@ class Steps:
         blocks = _blocks(cache, self._weights.config.n_layers)
         known = self._known.setdefault(owner, {})
         if batch not in known or known[batch].step.blocks[0][0].data_ptr() != blocks[0][0].data_ptr():
-            step = DecodeStep(
-                self._weights, blocks, batch=batch, blocks_per_row=blocks_per_row(cache),
-                operations=self._operations or _triton_operations(),
-            )  # fmt: skip
-            known[batch] = _Captured(step, self._capture)
+            operations = self._operations or _triton_operations()
+            with torch.inference_mode(False), torch.no_grad():  # buffers made in inference mode could be written in it alone
+                step = DecodeStep(self._weights, blocks, batch=batch, blocks_per_row=blocks_per_row(cache), operations=operations)
+                known[batch] = _Captured(step, self._capture)
         return known[batch]
 
 
@@ -120,8 +119,7 @@ class _Captured:
 
     def __init__(self, step: DecodeStep, capture: Capture) -> None:
         self.step = step
-        with torch.no_grad():
-            self.replay = capture(step)
+        self.replay = capture(step)
 
 
 def _blocks(cache: ContiguousCache | PagedCache, n_layers: int) -> list[tuple[Tensor, Tensor]]:

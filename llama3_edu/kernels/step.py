@@ -171,4 +171,5 @@ class DecodeStep:
         block_size = self.blocks[0][0].shape[1]
         at = self.positions.clamp(min=0)
         block = self.block_table.gather(1, (at // block_size)[:, None])[:, 0]
-        return torch.where(self.positions == PAD, PAD, block * block_size + at % block_size)
+        slots = block * block_size + at % block_size
+        return slots.masked_fill(self.positions == PAD, PAD)  # `where` would send PAD over from the host

@@ -19,6 +19,7 @@ from llama3_edu.kernels.step import Operations, PlainOperations
 MODELS = {shape: random_model(config).eval() for shape, config in SHAPES.items()}
 MODEL = MODELS["grouped"]
 ROOM = 40
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class AsksTheHost(AssertionError):
@@ -33,7 +34,9 @@ class NoQuestions(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = function.__name__
         chosen = args[1] if name in ("__getitem__", "__setitem__") else None
-        if name in self.REFUSED or (isinstance(chosen, Tensor) and chosen.dtype == torch.bool):
+        by_mask = isinstance(chosen, Tensor) and chosen.dtype == torch.bool
+        from_host = name == "where" and not all(isinstance(arg, Tensor) for arg in args)
+        if name in self.REFUSED or by_mask or from_host:
             raise AsksTheHost(f"{name} cannot be captured")
         return function(*args, **(kwargs or {}))
 
@@ -62,11 +65,11 @@ class Played:
 
 
 def contiguous(model: Llama, batch: int) -> ContiguousCache:
-    return ContiguousCache(model.config, batch, max_seq_len=ROOM, dtype=model.dtype)
+    return ContiguousCache(model.config, batch, max_seq_len=ROOM, dtype=model.dtype, device=model.device)
 
 
 def paged(model: Llama, batch: int, *, block_size: int = 4) -> PagedCache:
-    pool = BlockPool(model.config, num_blocks=batch * ROOM, block_size=block_size, dtype=model.dtype)
+    pool = BlockPool(model.config, num_blocks=batch * ROOM, block_size=block_size, dtype=model.dtype, device=model.device)
     return PagedCache(pool, [[] for _ in range(batch)])
 
 
@@ -181,19 +184,17 @@ def test_what_a_graph_serves() -> None:
 @pytest.mark.triton
 @every_cache
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("captured", [False, *([True] if torch.cuda.is_available() else [])])
 def test_a_step_of_kernels_equals_the_model_and_asks_the_host_nothing(
-    make: Callable[..., KVCache], batch: int, device: torch.device
+    make: Callable[..., KVCache], batch: int, captured: bool
 ) -> None:
-    from llama3_edu.kernels.step_triton import TritonOperations
-
-    model = random_model(SHAPES["explicit head_dim"], dtype=torch.float32).eval()
-    capture = Played(strict=True)
-    steps, cache, tokens = steps_of(model, capture, TritonOperations()), make(model, batch), random_tokens(batch, 9)
+    model = random_model(SHAPES["explicit head_dim"], dtype=torch.float32, device=DEVICE).eval()
+    steps = Steps(pack(model), capture=graphs.cuda_graph if captured else Played(strict=True))
+    cache, tokens = make(model, batch), random_tokens(batch, 9).to(DEVICE)
     model.next_logits(tokens[:, :3], cache)
     for position in range(3, 9):
-        found = steps.next_logits(tokens[:, position, None], cache, torch.full((batch, 1), position))
+        found = steps.next_logits(tokens[:, position, None], cache, torch.full((batch, 1), position, device=DEVICE))
         assert_same(found, model.next_logits(tokens[:, : position + 1]), tolerance=2e-5)
-    assert capture.captures == 1
 
 
 def test_the_plain_operations_would_be_refused_by_a_capture() -> None:
@@ -214,8 +215,8 @@ def test_kernels_do_what_plain_operations_do(
 
     do, plain = step_triton.TritonOperations(reading=step_triton.Reading(rows=rows, columns=columns, own=own)), PlainOperations()
     generator = torch.Generator().manual_seed(seed)
-    x, norm, stream = (torch.randn(*shape, generator=generator) for shape in ((batch, dim), (dim,), (batch, out)))
-    weight, both = (torch.randn(n, dim, generator=generator) for n in (out, 2 * out))
+    x, norm, stream = (torch.randn(*shape, generator=generator).to(DEVICE) for shape in ((batch, dim), (dim,), (batch, out)))
+    weight, both = (torch.randn(n, dim, generator=generator).to(DEVICE) for n in (out, 2 * out))
     for found, expected in (
         (do.project(x, norm, weight, eps=1e-5), plain.project(x, norm, weight, eps=1e-5)),
         (do.project_gated(x, norm, both, eps=1e-5), plain.project_gated(x, norm, both, eps=1e-5)),
@@ -233,24 +234,34 @@ def test_rotation_and_storing_by_kernel(n_heads: int, n_kv_heads: int, head_dim:
     from llama3_edu.kernels import step_triton
 
     generator = torch.Generator().manual_seed(len(slots))
-    heads = torch.randn(len(slots), n_heads + 2 * n_kv_heads, head_dim, generator=generator)
-    cos, sin = torch.randn(2, len(slots), head_dim // 2, generator=generator)
+    heads = torch.randn(len(slots), n_heads + 2 * n_kv_heads, head_dim, generator=generator).to(DEVICE)
+    cos, sin = torch.randn(2, len(slots), head_dim // 2, generator=generator).to(DEVICE)
     # A block stands before those that are written to: a row that rests has slot -1.
-    held = torch.randn(2, 4, 5, n_kv_heads, head_dim, generator=generator)
+    held = torch.randn(2, 4, 5, n_kv_heads, head_dim, generator=generator).to(DEVICE)
+    at = torch.tensor(slots, device=DEVICE)
     found, expected = held.clone(), held.clone()
-    q = step_triton.TritonOperations().rotate_and_store(heads, cos, sin, torch.tensor(slots), *found[:, 1:])
-    assert_same(q, PlainOperations().rotate_and_store(heads, cos, sin, torch.tensor(slots), *expected[:, 1:]), tolerance=1e-6)
+    q = step_triton.TritonOperations().rotate_and_store(heads, cos, sin, at, *found[:, 1:])
+    assert_same(q, PlainOperations().rotate_and_store(heads, cos, sin, at, *expected[:, 1:]), tolerance=1e-6)
     assert_same(found, expected, tolerance=1e-6)
 
 
 @pytest.mark.triton
-def test_half_precision_is_added_up_in_full(device: torch.device) -> None:
+def test_half_precision_is_added_up_in_full() -> None:
     from llama3_edu.kernels.step_triton import TritonOperations
 
     x, weight = torch.ones(1, 1000, dtype=torch.float16), torch.ones(3, 1000, dtype=torch.float16)
     stream = torch.full((1, 3), 24.0, dtype=torch.float16)
-    found = TritonOperations().project_and_add(*(t.to(device) for t in (stream, x, weight)))
+    found = TritonOperations().project_and_add(*(t.to(DEVICE) for t in (stream, x, weight)))
     assert found.tolist() == [[1024.0] * 3]
+
+
+@every_cache
+def test_a_step_met_in_inference_mode_goes_on_outside_of_it(make: Callable[..., KVCache]) -> None:
+    steps, cache = steps_of(MODEL, Played()), make(MODEL, 1)
+    with torch.inference_mode():
+        steps.next_logits(torch.tensor([[5]]), cache, torch.tensor([[0]]))
+    found = steps.next_logits(torch.tensor([[6]]), cache, torch.tensor([[1]]))
+    assert_same(found, MODEL.next_logits(torch.tensor([[5, 6]])))
 
 
 def test_a_model_of_one_layer_is_no_exception() -> None:
