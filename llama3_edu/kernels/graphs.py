@@ -21,7 +21,7 @@ from llama3_edu.cache.paged import PagedCache
 from llama3_edu.cache.store import FloatStore
 from llama3_edu.kernels.packed import PackedLlama
 from llama3_edu.kernels.paged_decode import KINDS, missing
-from llama3_edu.kernels.step import DecodeStep, Operations
+from llama3_edu.kernels.step import StaticStep, Operations
 from llama3_edu.model import check_tokens
 
 __all__ = ["Capture", "Steps", "applies", "cuda_graph"]
@@ -109,7 +109,7 @@ class Steps:
         if batch not in known or known[batch].step.blocks[0][0].data_ptr() != blocks[0][0].data_ptr():
             operations = self._operations or _triton_operations()
             with torch.inference_mode(False), torch.no_grad():  # buffers made in inference mode could be written in it alone
-                step = DecodeStep(self._weights, blocks, batch=batch, blocks_per_row=blocks_per_row(cache), operations=operations)
+                step = StaticStep(self._weights, blocks, batch=batch, blocks_per_row=blocks_per_row(cache), operations=operations)
                 known[batch] = _Captured(step, self._capture)
         return known[batch]
 
@@ -117,7 +117,7 @@ class Steps:
 class _Captured:
     """A step and what replays it."""
 
-    def __init__(self, step: DecodeStep, capture: Capture) -> None:
+    def __init__(self, step: StaticStep, capture: Capture) -> None:
         self.step = step
         self.replay = capture(step)
 

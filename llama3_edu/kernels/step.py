@@ -18,7 +18,7 @@ from llama3_edu.kernels.packed import PackedLayer, PackedLlama
 from llama3_edu.positions import PAD
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
 
-__all__ = ["DecodeStep", "Operations", "PlainOperations"]
+__all__ = ["StaticStep", "Operations", "PlainOperations"]
 
 
 class Operations(ABC):
@@ -102,7 +102,7 @@ class PlainOperations(Operations):
         return out
 
 
-class DecodeStep:
+class StaticStep:
     """The buffers of a step, and the step itself: call it to compute the logits that follow the tokens in the buffers.
 
     Args:

@@ -24,9 +24,3 @@ def kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
     yield
-
-
-@pytest.fixture
-def device() -> torch.device:
-    """Where kernels run here."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -20,6 +20,12 @@ CLOSE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """How far a sum of numbers around 1 may be off: some rounding steps of the type."""
 
 
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels run here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Case:
     """Rows of random keys in scattered blocks. What no row holds is NaN, so whoever looks there shows it."""
