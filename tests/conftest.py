@@ -1,5 +1,6 @@
 """What every test shares: shapes in signatures are checked at every call, and devices are those this machine has."""
 
+import os
 from collections.abc import Iterator
 
 import jaxtyping
@@ -9,6 +10,10 @@ from hypothesis import settings
 
 # Before anything imports the package: from here on a wrong shape or type at any call into it is an error.
 jaxtyping.install_import_hook("llama3_edu", "typecheck.typecheck")
+
+# Triton settles when it is first imported whether it compiles kernels or interprets them. Without a GPU it can only interpret.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A shared machine is slow now and then; that says nothing about the code.
 settings.register_profile("no deadline", deadline=None, derandomize=True, max_examples=25)

@@ -23,7 +23,8 @@ LEVELS = (
     ),
     ("model", "checkpoint"),
     (
-        "kernels.packed", "kernels.projection", "kernels.scratch", "kernels.few_bits", "kernels.attention", "kernels.decode", "kernels.forward", "kernels",
+        "kernels.packed", "kernels.projection", "kernels.scratch", "kernels.few_bits", "kernels.paged_triton", "kernels.paged_decode",
+        "kernels.attention", "kernels.decode", "kernels.step", "kernels.step_triton", "kernels.graphs", "kernels.forward", "kernels",
         "generate", "probe", "frames", "frames_mask", "quantisation_frames", "beam", "bugs", "frames_bugs",
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),

@@ -124,6 +124,11 @@ class RowCache(KVCache):
     def seq_lens(self) -> Int[Tensor, "batch"]:
         return torch.tensor(self._seq_lens, dtype=torch.long, device=self.device)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody is told what is stored."""
+        return self._observer is not ignore
+
     def _check_room(self, new: list[list[int]], max_seq_len: int) -> None:
         for row, (held, more) in enumerate(zip(self._seq_lens, new)):
             if held + len(more) > max_seq_len:

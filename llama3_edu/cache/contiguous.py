@@ -53,6 +53,11 @@ class ContiguousCache(RowCache):
         return self._storage.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of keys and values."""
+        return self._storage.dtype
+
+    @property
     def nbytes(self) -> int:
         return self._storage.nbytes
 
@@ -60,6 +65,12 @@ class ContiguousCache(RowCache):
     def max_seq_len(self) -> int:
         """Slots per row."""
         return self._storage.shape[3]
+
+    def blocks(
+        self, layer: int
+    ) -> tuple[Float[Tensor, "batch max_seq_len n_kv_heads head_dim"], Float[Tensor, "batch max_seq_len n_kv_heads head_dim"]]:
+        """One layer's keys and values where they lie, a row being one block: views, for whoever reads and writes them in place."""
+        return self._by_layer[layer]
 
     def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch kv_len"]:
         new = continued(positions, self._seq_lens)

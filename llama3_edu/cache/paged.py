@@ -72,6 +72,11 @@ class PagedCache(RowCache):
         return self._tables
 
     @property
+    def block_table(self) -> Int[Tensor, "batch blocks_per_row"]:
+        """The same as one tensor, where the blocks are, as of the last `reserve`; shorter tables are filled up."""
+        return self._table
+
+    @property
     def slot_mapping(self) -> Int[Tensor, "batch new_len"]:
         """The slot of every token of the last `reserve`; `PAD` for padding."""
         return self._slot_mapping

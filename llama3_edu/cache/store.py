@@ -81,6 +81,11 @@ class Store(ABC):
 
     @property
     @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The type of the numbers that come and go."""
+
+    @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Bytes really allocated for keys and values, scales and zeros included."""
 
@@ -190,6 +195,15 @@ class FloatStore(Store):
     @property
     def block_nbytes(self) -> int:
         return self._blocks.nbytes // self.num_blocks
+
+    def blocks(
+        self, layer: int
+    ) -> tuple[
+        Float[Tensor, "num_blocks block_size n_kv_heads head_dim"], Float[Tensor, "num_blocks block_size n_kv_heads head_dim"]
+    ]:
+        """One layer's keys and values where they lie: views, for whoever reads them in place."""
+        k, v = self._blocks[layer]
+        return k, v
 
     def clear(self, blocks: Sequence[int]) -> None:
         self._blocks.index_fill_(2, torch.tensor(list(blocks), dtype=torch.long, device=self.device), 0)
@@ -453,6 +467,10 @@ class QuantizedStore(Store):
         return self._codes.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self._staged.dtype
+
+    @property
     def nbytes(self) -> int:
         return self._packed_nbytes + self._staged.nbytes
 
@@ -464,6 +482,11 @@ class QuantizedStore(Store):
     def open_blocks(self) -> frozenset[int]:
         """The blocks that hold tokens in full precision."""
         return frozenset(self._stage_of)
+
+    @property
+    def stage_by_block(self) -> Int[Tensor, "num_blocks"]:
+        """Where each block is staged, for `staged_layer`; -1: it is closed."""
+        return self._stage_by_block
 
     def packed_bytes(self, block: int) -> bytes:
         """Return all that is kept of a closed block: its codes, scales and zeros in every layer."""

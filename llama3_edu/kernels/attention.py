@@ -13,6 +13,7 @@ from llama3_edu.cache.base import KVCache
 from llama3_edu.cache.paged import PagedCache
 from llama3_edu.cache.quantized import QuantizedCache
 from llama3_edu.cache.store import FloatStore, QuantizedStore
+from llama3_edu.kernels import paged_decode
 from llama3_edu.kernels.few_bits import FewBits
 from llama3_edu.kernels.scratch import Scratch
 from llama3_edu.positions import PAD, causal_mask
@@ -33,6 +34,8 @@ def attention_over(
         key_positions: what `reserve` returned.
         scratch: where layers put what they need for a moment.
     """
+    if positions.shape[1] == 1 and paged_decode.applies(cache):
+        return paged_decode.attention_in_place(cache)
     if positions.shape[1] == 1 and isinstance(cache, (PagedCache, QuantizedCache)) and isinstance(cache.store, QuantizedStore):
         return _in_few_bits(cache, key_positions != PAD, scratch)
     if _is_whole_prompt(positions, key_positions):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llama3_edu.cache.base import KVCache, NoCache, lengths
+from llama3_edu.kernels import graphs
 from llama3_edu.kernels.attention import attention_over
 from llama3_edu.kernels.decode import DecodeStep, attention_of_one
 from llama3_edu.kernels.packed import PackedLlama
@@ -45,6 +46,7 @@ class FastLlama:
         self._rotations = _Rotations(weights)
         self._scratch = Scratch()
         self._decode = DecodeStep(weights, self.layers, self.output)
+        self._steps = graphs.Steps(weights)
 
     @property
     def nbytes_beside(self) -> int:
@@ -68,6 +70,8 @@ class FastLlama:
         positions: Int[Tensor, "batch new_len"] | None = None,
     ) -> Float[Tensor, "batch vocab_size"]:
         """Return the logits that follow each row's last real token. Arguments and errors are those of `Llama.next_logits`."""
+        if positions is not None and graphs.applies(self.weights, cache, positions):
+            return self._steps.next_logits(tokens, cache, positions)
         if cache is not None and self._decode.applies(tokens, cache, positions):
             return self._decode_one(tokens, cache, positions)
         x, positions = self._hidden(tokens, cache, positions)
