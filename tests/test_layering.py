@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 LEVELS = (
     ("config", "positions", "events"),
     (
-        "rope", "attention", "sampling", "memory", "hub", "tokenizer", "hardware",
+        "rope", "attention", "sampling", "memory", "hub", "tiktoken_file", "tokenizer", "hardware",
         "trace", "thinning", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule",
         "sizes", "roofline", "roofline_frames", "memory_use", "memory_recorder",
     ),
