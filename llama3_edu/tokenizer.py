@@ -15,7 +15,8 @@ __all__ = ["Tokenizer"]
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython", "ipython": "ipython"}
 """Who may speak in a chat, and the word that Llama 3 was trained to read for it."""
 
-_FILES = ("tokenizer.json", "tokenizer.model")
+_FILES = ("tokenizer.json", "tokenizer.model", "original/tokenizer.model")
+"""Where a tokenizer may lie, most welcome first; the last is how the hub's repositories of Llama 3 hold Meta's own files."""
 
 _LONGEST_TEXT, _LONGEST_RUN = 400_000, 25_000
 """Letters at most that are encoded at once, and letters at most between two changes from white space to other letters or back.
@@ -63,7 +64,8 @@ class Tokenizer:
         """
         path = Path(path_or_repo)
         if not path.is_file():
-            path = _file_in(local_directory(path_or_repo, files=_FILES))
+            first, *others = ([name] for name in _FILES)
+            path = _file_in(local_directory(path_or_repo, files=first, otherwise=others))
         backend = read_tiktoken(path) if path.suffix == ".model" else _read_json(path)
         try:
             return cls(backend)
@@ -201,10 +203,10 @@ class Tokenizer:
 
 
 def _file_in(directory: Path) -> Path:
-    for name in _FILES:
+    for name in ("tokenizer.json", "tokenizer.model"):
         if (directory / name).is_file():
             return directory / name
-    raise FileNotFoundError(f"{directory} holds no {' and no '.join(_FILES)}")
+    raise FileNotFoundError(f"{directory} holds no tokenizer.json and no tokenizer.model")
 
 
 def _read_json(path: Path) -> tokenizers.Tokenizer:

@@ -169,11 +169,25 @@ def test_a_tokenizer_is_read_from_its_directory_and_from_its_file(tmp_path):
         assert Tokenizer.from_pretrained(place).encode("the cat", bos=True) == TOKENIZER.encode("the cat", bos=True)
 
 
-def test_a_repository_name_downloads_the_tokenizer_alone(tmp_path, monkeypatch):
-    BACKEND.save(str(tmp_path / "tokenizer.json"))
-    places = {("some-owner/Llama-3.2-tiny", ("tokenizer.json", "tokenizer.model")): str(tmp_path)}
+@pytest.mark.parametrize(
+    "held, wanted",
+    [
+        (["tokenizer.json", "tokenizer.model", "model.safetensors"], "tokenizer.json"),
+        (["tokenizer.model", "consolidated.00.pth", "original/tokenizer.model"], "tokenizer.model"),
+        (["original/tokenizer.model", "original/params.json"], "original/tokenizer.model"),
+    ],
+)
+def test_a_repository_name_downloads_the_tokenizer_alone(tmp_path, monkeypatch, held, wanted):
+    (tmp_path / "original").mkdir()
+    if wanted == "tokenizer.json":
+        (tmp_path / wanted).write_bytes((resources.files("llama3_edu") / "tiny" / wanted).read_bytes())
+    else:
+        write_tiktoken(tmp_path / wanted, TINY_TOKENS)
+    places = {("some-owner/Llama-3.2-tiny", (wanted,)): str(tmp_path)}
+    monkeypatch.setattr("llama3_edu.hub._listing", lambda repo: dict.fromkeys(held, 1))
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, *, allow_patterns: places[repo, tuple(allow_patterns)])
-    assert Tokenizer.from_pretrained("some-owner/Llama-3.2-tiny").encode("the cat") == TOKENIZER.encode("the cat")
+    for place in ("some-owner/Llama-3.2-tiny", tmp_path):
+        assert Tokenizer.from_pretrained(place).encode("the cat") == TINY.encode("the cat")
 
 
 def test_padding_and_cutting_set_in_the_file_are_left_out(tmp_path):
