@@ -15,7 +15,7 @@ LEVELS = (
     (
         "rope", "attention", "sampling", "memory", "hub", "tiktoken_file", "tokenizer", "hardware",
         "trace", "thinning", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule",
-        "sizes", "roofline", "roofline_frames", "memory_use", "memory_recorder",
+        "sizes", "roofline", "roofline_frames", "memory_maths", "memory_use", "memory_recorder",
     ),
     (
         "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",
@@ -41,6 +41,7 @@ LEVELS = (
         *(f"checks.chapter_{chapter:02d}" for chapter in range(15)),
         "checks.runner", "checks",
     ),
+    ("command_line", "__main__"),
 )  # fmt: skip
 """From the bottom to the top. The package itself stands above them all: it only gathers names, and nothing inside imports it."""
 
