@@ -248,7 +248,7 @@ def _chooser(options: argparse.Namespace) -> Choose:
 
 def _load(options: argparse.Namespace) -> tuple[Llama, Tokenizer, tuple[int, ...]]:
     """Return the model, its tokenizer, and the tokens after which it has finished."""
-    place = {"device": options.device or default_device()} | ({"dtype": options.dtype} if options.dtype else {})
+    place = {"device": options.device or default_device()} | ({"dtype": DTYPES[options.dtype]} if options.dtype else {})
     if options.model is None:
         model, tokenizer = load_tiny(**place)
         return model, tokenizer, tokenizer.stop_ids
