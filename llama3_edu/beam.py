@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llama3_edu.cache.base import KVCache, NoCache, lengths
 from llama3_edu.events import BeamFinished, BeamsPruned, Observer, TokensComputed, ignore
+from llama3_edu.kernels import NextLogits, fastest
 from llama3_edu.model import Llama
 
 __all__ = ["BeamResult", "beam_search"]
@@ -54,6 +55,7 @@ def beam_search(
     cache: KVCache | None = None,
     eos_id: int | Sequence[int] | None = None,
     length_penalty: float = 1.0,
+    fast: bool = True,
     observer: Observer = ignore,
 ) -> BeamResult:
     """Return the `num_beams` best continuations that were found by following `num_beams` of them at a time.
@@ -69,6 +71,7 @@ def beam_search(
         cache: where keys and values are kept, with one row. It may hold the first tokens already. None: nothing is kept.
         eos_id: the token, or tokens, that end a beam. None: every beam ends at `max_new_tokens`.
         length_penalty: above 0, longer beams gain; below 0, shorter ones do; at 0 the plain sums are compared.
+        fast: take a faster way to the same logits where there is one (`llama3_edu.kernels`). False: run the model as `model.py` has it.
         observer: is told `TokensComputed` for every forward, `BeamFinished` for every beam that ends among the best, and
             `BeamsPruned` for every step that another follows.
 
@@ -79,10 +82,11 @@ def beam_search(
     stops = _as_set(eos_id)
     cache = NoCache() if cache is None else cache
     _check(model, tokens, cache, num_beams, max_new_tokens, stops)
+    next_logits = fastest(model, fast=fast)
     scores = torch.zeros(1, dtype=torch.promote_types(model.dtype, torch.float32), device=tokens.device)
     finished: list[_Finished] = []
     for new_len in range(1, max_new_tokens + 1):
-        logits = _next_logits(model, tokens, cache, observer)
+        logits = _next_logits(next_logits, tokens, cache, observer)
         # A beam has one way to end per stop, so among this many `num_beams` go on, if so many exist.
         candidates = _best(logits, scores, count=max(2, 1 + len(stops)) * num_beams)
         is_last = new_len == max_new_tokens
@@ -97,14 +101,14 @@ def beam_search(
 
 
 def _next_logits(
-    model: Llama, tokens: Int[Tensor, "beams total_len"], cache: KVCache, observer: Observer
+    next_logits: NextLogits, tokens: Int[Tensor, "beams total_len"], cache: KVCache, observer: Observer
 ) -> Float[Tensor, "beams vocab_size"]:
     """Run what the cache does not hold yet. All beams are equally long."""
     beams, total_len = tokens.shape
     seen = int(lengths(cache, beams)[0])
     observer(TokensComputed(positions=(tuple(range(seen, total_len)),) * beams))
     with torch.no_grad():
-        return model.next_logits(tokens[:, seen:], cache)
+        return next_logits(tokens[:, seen:], cache)
 
 
 def _best(logits: Float[Tensor, "beams vocab_size"], scores: Float[Tensor, "beams"], *, count: int) -> list[_Candidate]:

@@ -131,6 +131,7 @@ def _add_generate_options(parser: _Parser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of the dice (default: %(default)s)")
     add("--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     add("--dtype", type=_one_of(DTYPES), metavar=_choices(DTYPES), help="of weights and cache (default: the checkpoint's)")
+    add("--weight-bits", type=_one_of((8,)), metavar="8", help="keep weights as 8-bit whole numbers (default: as --dtype says)")
     add("--stats", action="store_true", help="say on standard error how fast it was and what the cache took")
     parser.set_defaults(run=_generate)
 
@@ -248,7 +249,8 @@ def _chooser(options: argparse.Namespace) -> Choose:
 
 def _load(options: argparse.Namespace) -> tuple[Llama, Tokenizer, tuple[int, ...]]:
     """Return the model, its tokenizer, and the tokens after which it has finished."""
-    place = {"device": options.device or default_device()} | ({"dtype": DTYPES[options.dtype]} if options.dtype else {})
+    place = {"device": options.device or default_device(), "weight_bits": options.weight_bits}
+    place |= {"dtype": DTYPES[options.dtype]} if options.dtype else {}
     if options.model is None:
         model, tokenizer = load_tiny(**place)
         return model, tokenizer, tokenizer.stop_ids

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llama3_edu.cache.base import KVCache, NoCache, lengths
 from llama3_edu.events import Observer, TokenChosen, TokensComputed, ignore
+from llama3_edu.kernels import fastest
 from llama3_edu.model import Llama
 from llama3_edu.positions import PAD
 from llama3_edu.sampling import Choose, greedy
@@ -24,6 +25,7 @@ def generate(
     choose: Choose = greedy,
     stop_ids: Sequence[int] = (),
     positions: Int[Tensor, "batch prompt_len"] | None = None,
+    fast: bool = True,
     observer: Observer = ignore,
 ) -> Int[Tensor, "batch total_len"]:
     """Return the prompts with up to `max_new_tokens` more tokens behind them.
@@ -33,7 +35,7 @@ def generate(
     """
     steps = stream(
         model, tokens, max_new_tokens=max_new_tokens, cache=cache, choose=choose, stop_ids=stop_ids,
-        positions=positions, observer=observer,
+        positions=positions, fast=fast, observer=observer,
     )  # fmt: skip
     return torch.cat((tokens, *(step[:, None] for step in steps)), dim=1)
 
@@ -47,6 +49,7 @@ def stream(
     choose: Choose = greedy,
     stop_ids: Sequence[int] = (),
     positions: Int[Tensor, "batch prompt_len"] | None = None,
+    fast: bool = True,
     observer: Observer = ignore,
 ) -> Iterator[Int[Tensor, "batch"]]:
     """Yield the next token of every row, again and again.
@@ -62,6 +65,8 @@ def stream(
         choose: from logits to tokens: `greedy`, or what `sampler` returns.
         stop_ids: tokens after which a row is done. The stop token itself is still yielded; the loop ends when all rows are done.
         positions: where the prompts' tokens stand, as `right_pad` and `left_pad` return it. None: no padding.
+        fast: take a faster way to the same logits where there is one (`llama3_edu.kernels`); they are equal up to rounding. False: run
+            the model as `model.py` has it.
         observer: is told `TokensComputed` for every forward and `TokenChosen` for every row that goes on.
 
     Raises:
@@ -73,13 +78,14 @@ def stream(
     cache = NoCache() if cache is None else cache
     positions = _default_positions(tokens) if positions is None else positions
     _check_unseen(positions, cache)
+    next_logits = fastest(model, fast=fast)
     stops = torch.tensor(list(stop_ids), dtype=tokens.dtype, device=tokens.device)
     done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     for _ in range(max_new_tokens):
         seen = _columns_held(positions, cache)
         observer(TokensComputed(positions=_without_padding(positions[:, seen:])))
         with torch.no_grad():  # not inference_mode: logits and cache may be written to outside
-            logits = model.next_logits(tokens[:, seen:], cache, positions[:, seen:])
+            logits = next_logits(tokens[:, seen:], cache, positions[:, seen:])
         chosen = torch.where(done, tokens[:, -1], choose(logits))
         at = torch.where(done, PAD, positions.amax(dim=1) + 1)
         _report(chosen, at, observer)

@@ -2,7 +2,7 @@
 
 from llama3_edu.config import LlamaConfig
 
-__all__ = ["parameter_count", "weight_bytes", "kv_bytes_per_token", "kv_bytes", "max_batch", "format_bytes"]
+__all__ = ["parameter_count", "weight_bytes", "int8_weight_bytes", "kv_bytes_per_token", "kv_bytes", "max_batch", "format_bytes"]
 
 
 def parameter_count(config: LlamaConfig) -> int:
@@ -18,6 +18,17 @@ def parameter_count(config: LlamaConfig) -> int:
 def weight_bytes(config: LlamaConfig, *, bits: int = 16) -> int:
     """Return the bytes all parameters take at `bits` bits each, rounded up to a whole byte."""
     return _bytes(parameter_count(config), bits)
+
+
+def int8_weight_bytes(config: LlamaConfig, *, bits: int = 16) -> int:
+    """Return the bytes of a model loaded with `weight_bits=8`: one for each number of a matrix, `bits` for each row's scale and each norm.
+
+    A little more than `weight_bytes(config, bits=8)`, which counts no scales: 8,033,793,024 for Llama 3 8B, 0.04 % more.
+    """
+    norms = (2 * config.n_layers + 1) * config.dim
+    rows_per_layer = config.n_heads * config.head_dim + 2 * config.kv_dim + 2 * config.hidden_dim + 2 * config.dim
+    rows = config.n_layers * rows_per_layer + config.vocab_size * (1 if config.tie_embeddings else 2)
+    return parameter_count(config) - norms + _bytes(rows + norms, bits)
 
 
 def kv_bytes_per_token(config: LlamaConfig, *, bits: int = 16) -> int:

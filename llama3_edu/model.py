@@ -113,13 +113,18 @@ class Llama(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls,
+        path_or_repo: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        weight_bits: int | None = None,
     ) -> "Llama":
         """Load a trained model from a directory or from `owner/name` on the Hugging Face hub: see `load_checkpoint`."""
         # Imported late: a checkpoint is made of a model, and a model need not know of files.
         from llama3_edu.checkpoint import load_checkpoint
 
-        return load_checkpoint(path_or_repo, device=device, dtype=dtype)
+        return load_checkpoint(path_or_repo, device=device, dtype=dtype, weight_bits=weight_bits)
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +132,8 @@ class Llama(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.tok_embeddings.weight.dtype
+        """The type it computes in. Matrices may be in 8 bits; norms never are."""
+        return self.norm.weight.dtype
 
     def use_attention(self, attend: AttentionFunction) -> None:
         """Compute attention with another function from now on, in every layer."""
@@ -177,7 +183,7 @@ class Llama(nn.Module):
         if positions is None:
             batch, new_len = tokens.shape
             positions = lengths(cache, batch).to(tokens.device)[:, None] + torch.arange(new_len, device=tokens.device)
-        self._check(tokens, positions)
+        check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
         key_positions = cache.reserve(positions)
         mask = causal_mask(positions, key_positions)
         mask = None if mask.all() else mask
@@ -187,12 +193,14 @@ class Llama(nn.Module):
             x = block(x, cos, sin, mask, cache)
         return self.norm(x), positions
 
-    def _check(self, tokens: Tensor, positions: Tensor) -> None:
-        if tokens.numel() == 0:
-            raise ValueError(f"the model needs at least one token per row; it was given tokens of shape {list(tokens.shape)}")
-        if positions.shape != tokens.shape:
-            raise ValueError(f"every token needs a position; tokens are {list(tokens.shape)}, positions {list(positions.shape)}")
-        low, high = tokens.min().item(), tokens.max().item()
-        if low < 0 or high >= self.config.vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(f"token ids go from 0 to {self.config.vocab_size - 1}; one of those given is {wrong}")
+
+def check_tokens(tokens: Int[Tensor, "batch new_len"], positions: Tensor, *, vocab_size: int) -> None:
+    """Raise ValueError unless there is a token, each has a position, and each is in the vocabulary."""
+    if tokens.numel() == 0:
+        raise ValueError(f"the model needs at least one token per row; it was given tokens of shape {list(tokens.shape)}")
+    if positions.shape != tokens.shape:
+        raise ValueError(f"every token needs a position; tokens are {list(tokens.shape)}, positions {list(positions.shape)}")
+    low, high = (end.item() for end in tokens.aminmax())
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"token ids go from 0 to {vocab_size - 1}; one of those given is {wrong}")

@@ -29,6 +29,7 @@ from llama3_edu import (
     kv_bytes,
 )
 from llama3_edu.events import Event, KeysStored, Observer, ignore
+from llama3_edu.kernels import FastLlama, pack
 
 ROOM = 24
 
@@ -129,6 +130,8 @@ def make(maker: Maker, batch: int, model: Llama = MODEL, **options: object) -> K
 class Fed:
     """A cache beside the token ids its rows have been fed. Every forward is checked against each row run alone.
 
+    A second cache is fed the same by the fast path, and has to get the same out of it.
+
     Alone means without a cache; where numbers are rounded, it means with a plain cache that rounds, fed the same pieces.
     """
 
@@ -140,6 +143,7 @@ class Fed:
 
     def __post_init__(self) -> None:
         self.pieces = [[] for _ in self.rows]
+        self.fast, self.fast_cache = FastLlama(pack(self.model)), deepcopy(self.cache)
 
     def feed(self, new: Sequence[Sequence[int]], columns: Sequence[Sequence[int]] | None = None) -> None:
         """Run `new[row]` in the given columns of one forward, padding in the others; None: padding at the end."""
@@ -151,12 +155,15 @@ class Fed:
             for index, (token_id, column) in enumerate(zip(ids, places)):
                 tokens[row, column], positions[row, column] = token_id, held + index
         logits = self.model(tokens.to(self.model.device), self.cache, positions.to(self.model.device))
-        assert logits.isfinite().all()
+        fast_logits = self.fast.forward(tokens.to(self.model.device), self.fast_cache, positions.to(self.model.device))
+        assert logits.isfinite().all() and fast_logits.isfinite().all()
         for row, (ids, places) in enumerate(zip(new, columns)):
             self.rows[row] = self.rows[row] + list(ids)
             if ids:
                 self.pieces[row] = [*self.pieces[row], list(ids)]
-                assert_same(logits[row, list(places)], self.alone(row)[-len(ids) :])
+                alone = self.alone(row)[-len(ids) :]
+                assert_same(logits[row, list(places)], alone)
+                assert_same(fast_logits[row, list(places)], alone)
         assert self.cache.seq_lens.tolist() == [len(row) for row in self.rows]
 
     def alone(self, row: int) -> Tensor:
@@ -167,7 +174,8 @@ class Fed:
         return torch.cat(logits).to(self.model.device)
 
     def reorder(self, parents: Sequence[int]) -> None:
-        self.cache.reorder(torch.tensor(parents))
+        for cache in (self.cache, self.fast_cache):
+            cache.reorder(torch.tensor(parents))
         self.rows = [self.rows[parent] for parent in parents]
         self.pieces = [self.pieces[parent] for parent in parents]
         assert self.cache.seq_lens.tolist() == [len(row) for row in self.rows]

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from llama3_edu import hub
 from llama3_edu.checkpoint import CheckpointError, load_checkpoint, load_tiny, save_checkpoint, stop_ids
 from llama3_edu.config import LlamaConfig
 from llama3_edu.generate import generate
@@ -90,7 +89,7 @@ def test_the_type_is_the_file_s_when_none_is_asked_for(model, tmp_path):
 
 
 def test_a_tensor_longer_than_one_piece_comes_back_whole(tmp_path, generator, monkeypatch):
-    monkeypatch.setattr("llama3_edu.checkpoint._PIECE_BYTES", 56)  # a size that divides nothing evenly
+    monkeypatch.setattr("llama3_edu.stored._PIECE_BYTES", 56)  # a size that divides nothing evenly
     model = make_model(UNTIED, generator)
     save_checkpoint(model, tmp_path)
     for name, weight in load_checkpoint(tmp_path).state_dict().items():
@@ -250,30 +249,6 @@ def test_a_place_that_does_not_exist_is_named(tmp_path, saved):
             load_checkpoint(place)
     with pytest.raises(NotADirectoryError, match="model.safetensors is a file; give the directory"):
         load_checkpoint(saved / "model.safetensors")
-
-
-def test_a_repository_name_is_downloaded_without_its_pickles(saved, monkeypatch):
-    asked = []
-
-    def download(repo, *, allow_patterns):
-        asked.append((repo, allow_patterns))
-        return str(saved)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert load_checkpoint("some-owner/Llama-3.2-tiny").config == UNTIED
-    [(repo, patterns)] = asked
-    assert repo == "some-owner/Llama-3.2-tiny"
-    assert not any(pattern == "*" or pattern.endswith((".bin", ".pth", ".pt")) for pattern in patterns)
-
-
-@pytest.mark.parametrize("error", [OSError("no network"), ValueError("not a name")])
-def test_a_repository_that_cannot_be_had_is_named(error, monkeypatch):
-    def download(repo, *, allow_patterns):
-        raise error
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(FileNotFoundError, match=f"'some/model' is not a directory here, and .*: {error}"):
-        hub.local_directory("some/model", files=["*"])
 
 
 def write_settings(directory, **files):

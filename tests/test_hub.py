@@ -170,7 +170,7 @@ def test_a_gated_repository_says_how_to_get_in_and_what_is_open(repo, token, sta
     fake.repositories[repo] = Repository(HF_FILES, gated=True)
     found = online(repo, **({"HF_TOKEN": token} if token else {}))
     assert found["error"] == "PermissionError"
-    for words in (f"'{repo}' is gated", state, f"https://huggingface.co/{repo}", "hf auth login", "HF_TOKEN", copy, "load_tiny()"):
+    for words in (f"'{repo}' is gated", state, f"huggingface.co/{repo}", "hf auth login", "HF_TOKEN", copy, "load_tiny()"):
         assert words in found["message"]
     assert held(online(repo, HF_TOKEN="let-in")) == HF_FILES
 
@@ -242,6 +242,28 @@ def test_a_directory_behaves_alike(tmp_path, fake):
     assert hub.local_directory(tmp_path, files=HF, otherwise=META) == tmp_path / "original"
     (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
     assert hub.local_directory(tmp_path, files=HF, otherwise=META) == tmp_path
+
+
+LOAD = """
+import sys, torch
+from llama3_edu import Llama, Tokenizer, stop_ids
+for place in sys.argv[1:]:
+    model, tokenizer = Llama.from_pretrained(place, dtype=torch.float32), Tokenizer.from_pretrained(place)
+    tokens = torch.tensor([tokenizer.encode("ROMEO:", bos=True)])
+    print(model(tokens).double().sum().item(), tokenizer.decode(tokens[0].tolist()), stop_ids(place))
+"""
+
+
+def test_a_model_from_the_hub_is_the_model_from_a_directory(fake, tmp_path):
+    tiny = SCRIPT.parents[1] / "llama3_edu" / "tiny"
+    files = {path.name: path.read_bytes() for path in tiny.iterdir() if path.is_file()}
+    fake.repositories["our/tiny"] = Repository(files | {"original/consolidated.00.pth": b"pickle"})
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environ |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": fake.address, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+    run = subprocess.run([sys.executable, "-c", LOAD, tiny, "our/tiny"], env=environ, check=True, capture_output=True, text=True)
+    from_directory, from_hub = run.stdout.splitlines()
+    assert from_hub == from_directory and "ROMEO:" in from_hub
+    assert "original/consolidated.00.pth" not in fake.sent
 
 
 def raising(error):

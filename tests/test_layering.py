@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 LEVELS = (
     ("config", "positions", "events"),
     (
-        "rope", "attention", "sampling", "memory", "hub", "tiktoken_file", "tokenizer", "hardware",
+        "rope", "attention", "sampling", "memory", "hub", "stored", "layout", "int8", "tiktoken_file", "tokenizer", "hardware",
         "trace", "thinning", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule",
         "sizes", "roofline", "roofline_frames", "memory_maths", "memory_use", "memory_recorder",
     ),
@@ -23,6 +23,7 @@ LEVELS = (
     ),
     ("model", "checkpoint"),
     (
+        "kernels.packed", "kernels.projection", "kernels.few_bits", "kernels.attention", "kernels.forward", "kernels",
         "generate", "probe", "frames", "frames_mask", "quantisation_frames", "beam", "bugs", "frames_bugs",
         "engine.text", "engine.sequence", "engine.scheduler", "engine.statistics", "engine.engine", "engine",
     ),

@@ -45,7 +45,7 @@ class ContiguousCache(RowCache):
         if slots < 1:
             raise ValueError(f"max_seq_len should be at least 1; it is {slots}")
         shape = (config.n_layers, 2, batch, slots, config.n_kv_heads, config.head_dim)
-        self._storage = torch.empty(shape, device=device, dtype=dtype)
+        self._keep(torch.empty(shape, device=device, dtype=dtype))
         self._destination: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -80,7 +80,7 @@ class ContiguousCache(RowCache):
         k: Float[Tensor, "batch new_len n_kv_heads head_dim"],
         v: Float[Tensor, "batch new_len n_kv_heads head_dim"],
     ) -> tuple[Float[Tensor, "batch kv_len n_kv_heads head_dim"], Float[Tensor, "batch kv_len n_kv_heads head_dim"]]:
-        keys, values = self._storage[layer, 0], self._storage[layer, 1]
+        keys, values = self._by_layer[layer]
         check_fits(keys, k, v)
         k, v = k.detach(), v.detach()
         kv_len = max(self._seq_lens)
@@ -98,7 +98,11 @@ class ContiguousCache(RowCache):
     def reorder(self, parents: Int[Tensor, "new_batch"]) -> None:
         heirs = checked_parents(parents, len(self._seq_lens))
         self._seq_lens = [self._seq_lens[parent] for parent in heirs]
-        self._storage = self._storage.index_select(2, parents.to(self._storage.device))
+        self._keep(self._storage.index_select(2, parents.to(self._storage.device)))
+
+    def _keep(self, storage: Float[Tensor, "layers 2 batch max_seq_len n_kv_heads head_dim"]) -> None:
+        self._storage = storage
+        self._by_layer = [(layer[0], layer[1]) for layer in storage]  # views, looked up once and not at every step
 
     def _scatter(self, positions: Int[Tensor, "batch new_len"]) -> tuple[Tensor, Tensor, Tensor]:
         """Where each real token comes from, row and column, and the slot it goes to."""

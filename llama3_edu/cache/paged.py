@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llama3_edu.cache.base import RowCache, checked_parents, continued
 from llama3_edu.cache.blocks import BlockPool, blocks_for, fork, release_all
-from llama3_edu.cache.store import Writes
+from llama3_edu.cache.store import Blocks, Store, Writes, as_blocks
 from llama3_edu.events import Observer, TablesChanged, ignore
 from llama3_edu.positions import PAD, causal_mask
 
@@ -126,7 +126,7 @@ class PagedCache(RowCache):
         self, layer: int
     ) -> tuple[Float[Tensor, "batch kv_len n_kv_heads head_dim"], Float[Tensor, "batch kv_len n_kv_heads head_dim"]]:
         """Gather one layer's keys and values of all rows, block by block: the second half of `update`."""
-        k, v = self.pool.store.read(layer, self._table)
+        k, v = self.pool.store.read(layer, self.blocks)
         kv_len = max(self._seq_lens, default=0)
         return k[:, :kv_len], v[:, :kv_len]
 
@@ -174,6 +174,11 @@ class PagedCache(RowCache):
         self._tell_tables()
 
     @property
+    def store(self) -> Store:
+        """Where the pool keeps keys and values."""
+        return self.pool.store
+
+    @property
     def num_blocks(self) -> int:
         """Blocks of the longest row."""
         return self._table.shape[1]
@@ -215,7 +220,10 @@ class PagedCache(RowCache):
         self._new = new
         device, block_size = self.pool.device, self.pool.block_size
         positions = positions.to(device)
-        self._table = self._as_tensor()
+        padded = self._padded_tables()
+        self.blocks: Blocks = as_blocks(padded, device)
+        """What `read` reads: all rows' blocks, shorter rows filled up with one of their own."""
+        self._table = torch.tensor(padded, dtype=torch.long, device=device).reshape(len(padded), -1)
         rows, columns = self._real = (positions != PAD).nonzero(as_tuple=True)
         places = positions[rows, columns]
         slots = self._table[rows, places // block_size] * block_size + places % block_size
@@ -225,12 +233,11 @@ class PagedCache(RowCache):
         keys = torch.arange(kv_len, device=device)
         self._key_positions = torch.where(keys < self.seq_lens[:, None], keys, PAD)
 
-    def _as_tensor(self) -> Int[Tensor, "batch blocks_per_row"]:
-        """All block tables side by side, shorter ones filled up with a block of their own: what lies there is finite."""
+    def _padded_tables(self) -> list[list[int]]:
+        """All block tables equally long: shorter ones filled up with a block of their own, for what lies there is finite."""
         longest = max(map(len, self._tables), default=0)
         anyones = next((table[0] for table in self._tables if table), 0)
-        padded = [table + [table[0] if table else anyones] * (longest - len(table)) for table in self._tables]
-        return torch.tensor(padded, dtype=torch.long, device=self.pool.device).reshape(len(padded), longest)
+        return [table + [table[0] if table else anyones] * (longest - len(table)) for table in self._tables]
 
     def _filled_now(self) -> list[int]:
         """The blocks whose last slot is among the new tokens' slots."""

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llama3_edu.cache.base import RowCache, checked_parents, continued
-from llama3_edu.cache.store import QuantizedStore
+from llama3_edu.cache.store import Blocks, QuantizedStore, as_blocks
 from llama3_edu.config import LlamaConfig
 from llama3_edu.events import Observer, ignore
 from llama3_edu.positions import PAD
@@ -61,28 +61,28 @@ class QuantizedCache(RowCache):
         self._groups_per_row = -(-max_seq_len // group_size)
         # The oldest token in full precision may be the first of its group: group_size - 1 more than the residual.
         open_per_row = min(self._groups_per_row, -(-(residual + group_size - 1) // group_size))
-        self._store = QuantizedStore(
+        self.store = QuantizedStore(
             config, num_blocks=batch * self._groups_per_row, block_size=group_size, bits=bits, group_size=group_size,
             open_blocks=batch * open_per_row, device=device, dtype=dtype,
         )  # fmt: skip
 
     @property
     def device(self) -> torch.device:
-        return self._store.device
+        return self.store.device
 
     @property
     def nbytes(self) -> int:
-        return self._store.nbytes
+        return self.store.nbytes
 
     @property
     def bits(self) -> int:
         """Bits per number of a full group, its share of scales and zeros not counted."""
-        return self._store.bits
+        return self.store.bits
 
     @property
     def effective_bits(self) -> float:
         """Bits that one number of a full group really takes: 8.5, 4.5 or 2.5 where groups are 64 long."""
-        return self._store.effective_bits
+        return self.store.effective_bits
 
     @property
     def num_quantized(self) -> list[int]:
@@ -92,20 +92,21 @@ class QuantizedCache(RowCache):
     def packed_bytes(self, row: int) -> bytes:
         """Return all that is kept of a row's full groups: codes, scales and zeros, group after group."""
         first = row * self._groups_per_row
-        return b"".join(self._store.packed_bytes(first + group) for group in range(self._groups_closed(self._seq_lens[row])))
+        return b"".join(self.store.packed_bytes(first + group) for group in range(self._groups_closed(self._seq_lens[row])))
 
     def reserve(self, positions: Int[Tensor, "batch new_len"]) -> Int[Tensor, "batch kv_len"]:
         new = continued(positions, self._seq_lens)
         self._check_room(new, self.max_seq_len)
         before = self._seq_lens
         self._grow(new)
-        positions = positions.to(self._store.device)
+        positions = positions.to(self.store.device)
         rows, columns = self._real = (positions != PAD).nonzero(as_tuple=True)
         slots = rows * self._groups_per_row * self.group_size + positions[rows, columns]
-        self._writes = self._store.plan(slots, closing=self._closing(before, self._seq_lens))
+        self._writes = self.store.plan(slots, closing=self._closing(before, self._seq_lens))
         kv_len = max(self._seq_lens)
-        first_groups = torch.arange(len(new), device=slots.device)[:, None] * self._groups_per_row
-        self._groups = first_groups + torch.arange(-(-kv_len // self.group_size), device=slots.device)
+        num_groups, per_row = -(-kv_len // self.group_size), self._groups_per_row
+        self.blocks: Blocks = as_blocks([range(row * per_row, row * per_row + num_groups) for row in range(len(new))], slots.device)
+        """What `read` reads: the groups of all rows, as many of each as the longest has."""
         keys = torch.arange(kv_len, device=slots.device)
         return torch.where(keys < self.seq_lens[:, None], keys, PAD)
 
@@ -115,11 +116,26 @@ class QuantizedCache(RowCache):
         k: Float[Tensor, "batch new_len n_kv_heads head_dim"],
         v: Float[Tensor, "batch new_len n_kv_heads head_dim"],
     ) -> tuple[Float[Tensor, "batch kv_len n_kv_heads head_dim"], Float[Tensor, "batch kv_len n_kv_heads head_dim"]]:
-        self._store.check_fits(k, v)
+        self.write(layer, k, v)
+        return self.read(layer)
+
+    def write(
+        self,
+        layer: int,
+        k: Float[Tensor, "batch new_len n_kv_heads head_dim"],
+        v: Float[Tensor, "batch new_len n_kv_heads head_dim"],
+    ) -> None:
+        """Store one layer's new keys and values: the first half of `update`."""
+        self.store.check_fits(k, v)
         rows, columns = self._real
-        self._store.write(layer, self._writes, k[rows, columns], v[rows, columns])
+        self.store.write(layer, self._writes, k[rows, columns], v[rows, columns])
         self._report(layer)
-        k_all, v_all = self._store.read(layer, self._groups)
+
+    def read(
+        self, layer: int
+    ) -> tuple[Float[Tensor, "batch kv_len n_kv_heads head_dim"], Float[Tensor, "batch kv_len n_kv_heads head_dim"]]:
+        """Return one layer's keys and values of all rows, as they are held: the second half of `update`."""
+        k_all, v_all = self.store.read(layer, self.blocks)
         kv_len = max(self._seq_lens)
         return k_all[:, :kv_len], v_all[:, :kv_len]
 
@@ -127,7 +143,7 @@ class QuantizedCache(RowCache):
         heirs = checked_parents(parents, len(self._seq_lens))
         self._seq_lens = [self._seq_lens[parent] for parent in heirs]
         per_row = self._groups_per_row
-        self._store.select([group for parent in heirs for group in range(parent * per_row, (parent + 1) * per_row)])
+        self.store.select([group for parent in heirs for group in range(parent * per_row, (parent + 1) * per_row)])
 
     def _groups_closed(self, held: int) -> int:
         return max(0, held - self.residual) // self.group_size

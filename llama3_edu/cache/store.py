@@ -6,15 +6,42 @@ A store is `num_blocks` blocks of `block_size` slots. It knows nothing of rows, 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Float16, Int, UInt8
+from jaxtyping import Float, Float16, Int, Shaped, UInt8
 from torch import Tensor
 
 from llama3_edu.cache.base import check_fits
 from llama3_edu.config import LlamaConfig
 
-__all__ = ["Store", "FloatStore", "QuantizedStore", "Writes", "make_store", "quantize", "dequantize", "pack", "unpack"]
+__all__ = ["Store", "FloatStore", "QuantizedStore", "Coded", "Blocks", "Writes", "as_blocks", "make_store", "quantize", "dequantize", "pack", "unpack"]
+
+
+Blocks: TypeAlias = Int[Tensor, "batch blocks_per_row"] | range
+"""The blocks of several rows, or those of one row that lie one behind the other in the store."""
+
+
+def as_blocks(tables: Sequence[Sequence[int]], device: torch.device) -> Blocks:
+    """Return the blocks of rows that have equally many; of one row, a range if they are one."""
+    if len(tables) == 1 and tables[0]:
+        run = range(tables[0][0], tables[0][0] + len(tables[0]))
+        if list(run) == list(tables[0]):
+            return run
+    per_row = len(tables[0]) if tables else 0
+    return torch.tensor(tables, dtype=torch.long, device=device).reshape(len(tables), per_row)
+
+
+def _at(kept: Shaped[Tensor, "2 num_blocks *block"], blocks: Blocks) -> Shaped[Tensor, "2 blocks *block"]:
+    """Return some of a layer's blocks, those of all rows one behind the other: gathered, or in their places where they are a run."""
+    if isinstance(blocks, range):
+        return kept[:, blocks.start : blocks.stop]
+    return kept.index_select(1, blocks.flatten())
+
+
+def _shape(blocks: Blocks) -> tuple[int, int]:
+    """Rows, and blocks per row."""
+    return (1, len(blocks)) if isinstance(blocks, range) else tuple(blocks.shape)
 
 
 @dataclass(frozen=True)
@@ -96,9 +123,12 @@ class Store(ABC):
 
     @abstractmethod
     def read(
-        self, layer: int, blocks: Int[Tensor, "batch blocks_per_row"]
+        self, layer: int, blocks: Blocks
     ) -> tuple[Float[Tensor, "batch slots n_kv_heads head_dim"], Float[Tensor, "batch slots n_kv_heads head_dim"]]:
-        """Return one layer's keys and values of whole blocks, side by side: `blocks_per_row * block_size` slots per row."""
+        """Return one layer's keys and values of whole blocks, side by side: `blocks_per_row * block_size` slots per row.
+
+        What is kept as it came, in blocks that lie one behind the other, is returned where it lies.
+        """
 
     @abstractmethod
     def check_fits(self, k: Float[Tensor, "batch new_len heads width"], v: Float[Tensor, "batch new_len heads2 width2"]) -> None:
@@ -146,6 +176,8 @@ class FloatStore(Store):
         super().__init__(config, num_blocks=num_blocks, block_size=block_size)
         shape = (config.n_layers, 2, num_blocks, block_size, config.n_kv_heads, config.head_dim)
         self._blocks = torch.empty(shape, device=device, dtype=dtype)
+        self._by_layer = self._blocks.unbind()  # views, looked up once and not at every step
+        self._slots = self._blocks.flatten(2, 3).unbind()  # [2 slots n_kv_heads head_dim] each
 
     @property
     def device(self) -> torch.device:
@@ -175,17 +207,15 @@ class FloatStore(Store):
         k: Float[Tensor, "tokens n_kv_heads head_dim"],
         v: Float[Tensor, "tokens n_kv_heads head_dim"],
     ) -> None:
-        keys, values = self._blocks[layer].flatten(1, 2)  # [slots n_kv_heads head_dim] each, a view
-        keys[writes.slots] = k.detach()
-        values[writes.slots] = v.detach()
+        keys, values = self._slots[layer]
+        keys.index_copy_(0, writes.slots, k.detach())
+        values.index_copy_(0, writes.slots, v.detach())
 
     def read(
-        self, layer: int, blocks: Int[Tensor, "batch blocks_per_row"]
+        self, layer: int, blocks: Blocks
     ) -> tuple[Float[Tensor, "batch slots n_kv_heads head_dim"], Float[Tensor, "batch slots n_kv_heads head_dim"]]:
-        batch, per_row = blocks.shape
-        _, _, block_size, n_kv_heads, head_dim = self._blocks[layer].shape
-        found = self._blocks[layer].index_select(1, blocks.flatten())
-        k, v = found.view(2, batch, per_row * block_size, n_kv_heads, head_dim)
+        (batch, per_row), (*_, block_size, n_kv_heads, head_dim) = _shape(blocks), self._blocks.shape
+        k, v = _at(self._by_layer[layer], blocks).view(2, batch, per_row * block_size, n_kv_heads, head_dim)
         return k, v
 
     def check_fits(self, k: Float[Tensor, "batch new_len heads width"], v: Float[Tensor, "batch new_len heads2 width2"]) -> None:
@@ -249,6 +279,8 @@ def pack(codes: UInt8[Tensor, "*rows codes_per_row"], *, bits: int) -> UInt8[Ten
 
 def unpack(packed: UInt8[Tensor, "*rows bytes_per_row"], *, bits: int, length: int) -> UInt8[Tensor, "*rows codes_per_row"]:
     """Return the first `length` codes of each row: what `pack` was given."""
+    if bits == 8:
+        return packed[..., :length]
     places = [(packed >> (bits * place)) & (2**bits - 1) for place in range(8 // bits)]
     return torch.stack(places, dim=-1).flatten(-2)[..., :length]
 
@@ -265,6 +297,29 @@ def _half_at_least(x: Float[Tensor, "*shape"]) -> Float16[Tensor, "*shape"]:
 def _with_more(staged: Float[Tensor, "layers 2 blocks *block"], more: int) -> Float[Tensor, "layers 2 longer *block"]:
     """The same blocks, and so many empty ones behind them."""
     return torch.cat((staged, staged.new_zeros(*staged.shape[:2], more, *staged.shape[3:])), dim=2)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """One layer's keys and values of some blocks, in few bits.
+
+    Args:
+        codes: of keys, then of values.
+        key_levels: scales, then zeros: one of each per block and channel.
+        value_levels: scales, then zeros: one of each per token and group of channels.
+    """
+
+    codes: UInt8[Tensor, "2 blocks block_size kv_dim"]
+    key_levels: Float16[Tensor, "2 blocks 1 kv_dim"]
+    value_levels: Float16[Tensor, "2 blocks block_size groups 1"]
+
+    def decoded(self, dtype: torch.dtype) -> Float[Tensor, "2 blocks block_size kv_dim"]:
+        """Return the numbers."""
+        keys, values = self.codes
+        in_groups = values.unflatten(2, (self.value_levels.shape[3], -1))
+        return torch.stack(
+            (dequantize(keys, *self.key_levels, dtype=dtype), dequantize(in_groups, *self.value_levels, dtype=dtype).flatten(2))
+        )
 
 
 @dataclass(frozen=True)
@@ -427,18 +482,30 @@ class QuantizedStore(Store):
         self._quantize(layer, blocks, at_hand[:, index].flatten(3))
 
     def read(
-        self, layer: int, blocks: Int[Tensor, "batch blocks_per_row"]
+        self, layer: int, blocks: Blocks
     ) -> tuple[Float[Tensor, "batch slots n_kv_heads head_dim"], Float[Tensor, "batch slots n_kv_heads head_dim"]]:
-        batch, per_row = blocks.shape
-        flat = blocks.flatten()
-        _, num_stages, *block_shape = self._staged[layer].shape
-        found = self._dequantize(layer, flat).unflatten(3, block_shape[1:])
-        if self._stage_of:
-            stage = self._stage_by_block[flat]
-            is_open = (stage >= 0)[:, None, None, None]
-            found = torch.where(is_open, self._staged[layer].index_select(1, stage.clamp(min=0)), found)
-        k, v = found.view(2, batch, per_row * self.block_size, *block_shape[1:])
+        batch, per_row = _shape(blocks)
+        found = self.coded(layer, blocks).decoded(self._staged.dtype)
+        rows, columns, stages = self.opened(blocks)
+        if len(rows):
+            found.view(2, batch, per_row, *found.shape[2:])[:, rows, columns] = self.staged(layer, stages).flatten(3)
+        k, v = found.view(2, batch, per_row * self.block_size, *self._staged.shape[4:])
         return k, v
+
+    def coded(self, layer: int, blocks: Blocks) -> "Coded":
+        """Return what one layer of some blocks is kept as. Of open blocks it means nothing, but is finite."""
+        codes = unpack(_at(self._codes[layer], blocks), bits=self.bits, length=self._key_levels.shape[-1])
+        return Coded(codes, _at(self._key_levels[layer], blocks), _at(self._value_levels[layer], blocks))
+
+    def opened(self, blocks: Blocks) -> tuple[Int[Tensor, "open"], Int[Tensor, "open"], Int[Tensor, "open"]]:
+        """Return which of some blocks are open: each one's row, its place in the row, and where it is staged."""
+        stages = self._stage_by_block[blocks.start : blocks.stop][None] if isinstance(blocks, range) else self._stage_by_block[blocks]
+        rows, columns = (stages >= 0).nonzero(as_tuple=True)
+        return rows, columns, stages[rows, columns]
+
+    def staged(self, layer: int, stages: Int[Tensor, "open"]) -> Float[Tensor, "2 open block_size n_kv_heads head_dim"]:
+        """Return one layer's keys and values of open blocks."""
+        return self._staged[layer].index_select(1, stages)
 
     def check_fits(self, k: Float[Tensor, "batch new_len heads width"], v: Float[Tensor, "batch new_len heads2 width2"]) -> None:
         check_fits(self._staged[0, 0], k, v)
@@ -455,16 +522,6 @@ class QuantizedStore(Store):
         self._codes[layer][:, blocks] = pack(torch.stack((key_codes, value_codes.flatten(2))), bits=self.bits)
         self._key_levels[layer][:, blocks] = torch.stack(key_levels)
         self._value_levels[layer][:, blocks] = torch.stack(value_levels)
-
-    def _dequantize(self, layer: int, blocks: Int[Tensor, "blocks"]) -> Float[Tensor, "2 blocks block_size kv_dim"]:
-        dtype, kv_dim = self._staged.dtype, self._key_levels.shape[-1]
-        keys, values = unpack(self._codes[layer].index_select(1, blocks), bits=self.bits, length=kv_dim)
-        key_levels = self._key_levels[layer].index_select(1, blocks)
-        value_levels = self._value_levels[layer].index_select(1, blocks)
-        in_groups = values.unflatten(2, (-1, self.value_group_size))
-        return torch.stack(
-            (dequantize(keys, *key_levels, dtype=dtype), dequantize(in_groups, *value_levels, dtype=dtype).flatten(2))
-        )
 
     def _open(self, blocks: Sequence[int]) -> None:
         """Give blocks a place in full precision. Whoever asks for one fills all of it."""

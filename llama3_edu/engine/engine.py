@@ -24,6 +24,7 @@ from llama3_edu.events import (
     StepScheduled,
     ignore,
 )
+from llama3_edu.kernels import fastest
 from llama3_edu.model import Llama
 from llama3_edu.positions import PAD, right_pad
 from llama3_edu.sampling import Choose, greedy
@@ -51,6 +52,7 @@ class Engine:
             called static batching: the places of requests that end early stay empty.
         prefix_caching: keep the blocks of sequences that ended, for others that begin alike.
         bits: 8, 4 or 2: full blocks are quantised. None: numbers are kept as they come.
+        fast: take a faster way to the same logits where there is one (`llama3_edu.kernels`). False: run the model as `model.py` has it.
         observer: is told everything: what the pool, the prefix cache and the scheduler report, `SequenceAdded`, `StepScheduled`,
             `StepFinished`, `SequenceExtended` and `SequenceFinished`.
 
@@ -69,9 +71,11 @@ class Engine:
         continuous: bool = True,
         prefix_caching: bool = True,
         bits: int | None = None,
+        fast: bool = True,
         observer: Observer = ignore,
     ) -> None:
         self.model = model
+        self.fast = fast
         self.pool = BlockPool(
             model.config, num_blocks=num_blocks, block_size=block_size, bits=bits, device=model.device, dtype=model.dtype,
             observer=observer,
@@ -294,7 +298,7 @@ class Engine:
         tokens, positions = right_pad(new, device=self.model.device)
         starts = torch.tensor(firsts, device=positions.device)[:, None]
         positions = torch.where(positions == PAD, PAD, positions + starts)
-        logits = self.model.next_logits(tokens, cache, positions)
+        logits = fastest(self.model, fast=self.fast)(tokens, cache, positions)
         self._tally.computed(chunks, padding=int((positions == PAD).sum()))
         for sequence, held in zip(sequences, cache.seq_lens.tolist()):
             has_filled = held // self.pool.block_size > sequence.num_cached // self.pool.block_size
