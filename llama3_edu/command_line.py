@@ -89,6 +89,10 @@ class _Parser(argparse.ArgumentParser):
         self.option_names += names
         return super().add_argument(*names, **settings)
 
+    def add_choice(self, name: str, among: Iterable[str | int], **settings: object) -> None:
+        """Add an option that is one of some names or numbers."""
+        self.add_argument(name, type=_one_of(among), metavar="{" + ",".join(map(str, among)) + "}", **settings)
+
     def error(self, message: str) -> NoReturn:
         self.exit(_MISTAKE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
@@ -102,53 +106,49 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         command, word = commands[options.command], unknown[0].split("=")[0]
-        command.error(f"there is no option {_not_among(word, command.option_names)}" if word[0] == "-" else f"what is {word!r} for?")
+        is_option = word.startswith("-")
+        command.error(f"there is no option {_not_among(word, command.option_names)}" if is_option else f"what is {word!r} for?")
     return options
 
 
 def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog=PROGRAM, description="A Llama 3 and its KV cache.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    generate = commands.add_parser("generate", allow_abbrev=False, help="write text, token by token", description=_generate.__doc__)
-    _add_generate_options(generate)
-    memory = commands.add_parser("memory", allow_abbrev=False, help="what a model and its cache take", description=_memory.__doc__)
-    _add_memory_options(memory)
-    return parser, {"generate": generate, "memory": memory}
+    places = parser.add_subparsers(dest="command", metavar="command")
+    commands = {}
+    for name, run, add_options in (("generate", _generate, _add_generate_options), ("memory", _memory, _add_memory_options)):
+        commands[name] = places.add_parser(name, allow_abbrev=False, help=run.__doc__, description=run.__doc__)
+        commands[name].set_defaults(run=run)
+        add_options(commands[name])
+    return parser, commands
 
 
 def _add_generate_options(parser: _Parser) -> None:
-    add = parser.add_argument
-    add("--prompt", metavar="TEXT", help="what the text begins with, or what the user says in a chat; -: read it from standard input")
+    add, add_choice = parser.add_argument, parser.add_choice
+    add("--prompt", metavar="TEXT", help="what the text begins with, or what the user says in a chat; -: read standard input")
     add("--chat", action="store_true", help="put the prompt into Llama 3's chat format, for Instruct models")
     add("--system", metavar="TEXT", help="with --chat: what the system says first")
     add("--model", metavar="PATH_OR_REPO", help="a directory, or owner/name on the Hugging Face hub (default: the bundled model)")
-    add("--cache", type=_one_of(CACHES), default="contiguous", metavar=_choices(CACHES), help="(default: %(default)s)")
-    add("--bits", type=_one_of(BITS), metavar=_choices(BITS), help="of a quantised (default: 8) or paged cache (default: not quantised)")
-    add("--max-new-tokens", type=_whole, metavar="N", help=f"tokens at most (default: {_NEW_TOKENS}, or as many as the model has room for)")
+    add_choice("--cache", CACHES, default="contiguous", help="where keys and values are kept (default: %(default)s)")
+    add_choice("--bits", BITS, help="of a quantised cache (default: 8), or of a paged one (default: not quantised)")
+    add("--max-new-tokens", type=_whole, metavar="N", help=f"(default: {_NEW_TOKENS}, or as many as the model has room for)")
     add("--temperature", type=_number, default=0.8, metavar="T", help="0: always the most likely token (default: %(default)s)")
     add("--top-p", type=_number, metavar="P", help="choose among the most likely tokens that add up to this probability")
     add("--seed", type=int, default=0, metavar="N", help="of the dice (default: %(default)s)")
     add("--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    add("--dtype", type=_one_of(DTYPES), metavar=_choices(DTYPES), help="of weights and cache (default: the checkpoint's)")
-    add("--weight-bits", type=_one_of((8,)), metavar="8", help="keep weights as 8-bit whole numbers (default: as --dtype says)")
+    add_choice("--dtype", DTYPES, help="of weights and cache (default: the checkpoint's)")
+    add_choice("--weight-bits", (8,), help="keep weights as 8-bit whole numbers (default: as --dtype says)")
     add("--stats", action="store_true", help="say on standard error how fast it was and what the cache took")
-    parser.set_defaults(run=_generate)
 
 
 def _add_memory_options(parser: _Parser) -> None:
-    add = parser.add_argument
+    add, add_choice = parser.add_argument, parser.add_choice
     names = ", ".join((*PRESETS, TINY))
     add("--model", default="llama3-8b", metavar="NAME", help=f"{names}, or a directory or repository (default: %(default)s)")
     add("--context", type=_whole, metavar="N", help="tokens per row (default: 8192, or the model's own limit where that is less)")
     add("--batch", type=_whole, default=1, metavar="N", help="rows (default: %(default)s)")
-    add("--bits", type=_one_of((32, 16, *BITS)), default=16, metavar=_choices((32, 16, *BITS)), help="of keys and values (default: %(default)s)")
-    add("--weight-bits", type=_one_of((32, 16, 8, 4)), default=16, metavar=_choices((32, 16, 8, 4)), help="(default: %(default)s)")
-    parser.set_defaults(run=_memory)
-
-
-def _choices(names: Iterable[object]) -> str:
-    return "{" + ",".join(map(str, names)) + "}"
+    add_choice("--bits", (32, 16, *BITS), default=16, help="of keys and values (default: %(default)s)")
+    add_choice("--weight-bits", (32, 16, 8, 4), default=16, help="(default: %(default)s)")
 
 
 def _one_of(names: Iterable[str | int]) -> Callable[[str], str | int]:
@@ -272,7 +272,9 @@ def _num_new(config: LlamaConfig, prompt_len: int, asked: int | None) -> int:
     """Return how many tokens to write: as many as were asked for, or as fit."""
     room = config.max_seq_len - prompt_len
     if room < 1:
-        raise ValueError(f"the prompt has {prompt_len:,} tokens; this model has room for {config.max_seq_len:,}, new ones included")
+        raise ValueError(
+            f"the prompt has {prompt_len:,} tokens; the model has room for {config.max_seq_len:,}, new ones included"
+        )
     if asked is not None and asked > room:
         raise ValueError(f"--max-new-tokens should be at most {room:,} after a prompt of {prompt_len:,} tokens; it is {asked:,}")
     return asked or min(_NEW_TOKENS, room)
@@ -327,10 +329,12 @@ def _statistics(name: str, cache: KVCache, meter: _Meter) -> Iterator[str]:
     distinct = meter.computed[0] + len(meter.chosen_at) - 1
     again = sum(meter.computed[: len(meter.chosen_at)]) - distinct
     yield f"computed  {distinct:,} tokens once, {again:,} again"
-    yield f"cache     {name}: {int(cache.seq_lens.max()):,} tokens held, {cache.nbytes:,} bytes allocated ({format_bytes(cache.nbytes)})"
+    held, size = int(cache.seq_lens.max()), cache.nbytes
+    yield f"cache     {name}: {held:,} tokens held, {size:,} bytes allocated ({format_bytes(size)})"
     if isinstance(cache, PagedCache):
         pool = cache.pool
-        yield f"blocks    {pool.num_used:,} of {pool.num_blocks:,} used, {pool.block_size} tokens and {pool.block_nbytes:,} bytes each"
+        used = f"{pool.num_used:,} of {pool.num_blocks:,} used"
+        yield f"blocks    {used}, {pool.block_size} tokens and {pool.block_nbytes:,} bytes each"
 
 
 def _speed(what: str, tokens: int, seconds: float) -> str:
@@ -359,7 +363,8 @@ def _config(name: str) -> LlamaConfig:
         return LlamaConfig.from_json(path)
     if "/" not in name and not path.exists():
         raise ValueError(f"there is no model {_not_among(name, (*PRESETS, TINY))}")
-    folder = local_directory(path if path.exists() else name, files=["config.json"], otherwise=[["params.json"], ["original/params.json"]])
+    others = (["params.json"], ["original/params.json"])
+    folder = local_directory(path if path.exists() else name, files=["config.json"], otherwise=others)
     return LlamaConfig.from_json(folder / ("config.json" if (folder / "config.json").is_file() else "params.json"))
 
 

@@ -29,14 +29,12 @@ def memory_lines(
     kv = kv_bytes(config, seq_len=seq_len, batch=batch, bits=bits)
     weights = weight_bytes(config, bits=bits_of_weights)
     rows = {
-        card.name: max_batch(
-            config, seq_len=seq_len, memory_bytes=card.memory_bytes, bits=bits, bits_of_weights=bits_of_weights
-        )
+        card.name: max_batch(config, seq_len=seq_len, memory_bytes=card.memory_bytes, bits=bits, bits_of_weights=bits_of_weights)
         for card in MACHINES.values()
     }
+    heads = f"{config.n_heads} query heads and {config.n_kv_heads} KV heads of {config.head_dim} numbers"
     return [
-        f"{name}: {config.n_layers} layers, {config.n_heads} query heads and {config.n_kv_heads} KV heads of {config.head_dim} "
-        f"numbers, a context of {config.max_seq_len:,} tokens",
+        f"{name}: {config.n_layers} layers, {heads}, a context of {config.max_seq_len:,} tokens",
         "",
         *_aligned(_kv_sums(config, seq_len, batch, bits) + _weight_sums(config, kv, weights, bits_of_weights)),
         *_remarks(config, seq_len, bits),

@@ -1,4 +1,4 @@
-"""Meta's `tokenizer.model`: byte strings in the order in which a tokenizer learned them, in the format of the library tiktoken."""
+"""Meta's `tokenizer.model`: byte strings in the order in which a tokenizer learned them, in tiktoken's format."""
 
 import base64
 import binascii

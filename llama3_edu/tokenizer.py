@@ -233,7 +233,7 @@ def _parts_without_long_runs(text: str, longest_run: int) -> Iterator[str]:
 
 
 def _without_halves(text: str) -> str:
-    """Join surrogates that are a pair to the character they stand for; put `�` for others. Text cut off in JSON may hold some."""
+    """Join surrogates that are a pair to the character they stand for; put `�` for others, such as JSON that was cut off holds."""
     if not _HALF_A_PAIR.search(text):
         return text
     return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")

@@ -47,12 +47,16 @@ def say(capsys: pytest.CaptureFixture[str]):
 def greedy_text(prompt: str, num_new: int) -> str:
     model, tokenizer = le.load_tiny()
     tokens = torch.tensor([tokenizer.encode(prompt, bos=True)])
-    return tokenizer.decode(le.generate(model, tokens, max_new_tokens=num_new, stop_ids=tokenizer.stop_ids)[0, tokens.shape[1] :].tolist())
+    return tokenizer.decode(
+        le.generate(model, tokens, max_new_tokens=num_new, stop_ids=tokenizer.stop_ids)[0, tokens.shape[1] :].tolist()
+    )
 
 
 @pytest.mark.parametrize("cache", [name for name in CACHES if name != "quantised"])
 def test_the_text_is_the_same_with_any_cache(say, cache: str) -> None:
-    status, out, err = say("generate", "--prompt", "ROMEO:", "--max-new-tokens", "8", "--temperature", "0", "--cache", cache, "--device", "cpu")
+    status, out, err = say(
+        "generate", "--prompt", "ROMEO:", "--max-new-tokens", "8", "--temperature", "0", "--cache", cache, "--device", "cpu"
+    )
     assert (status, out, err) == (0, greedy_text("ROMEO:", 8) + "\n", "")
 
 
@@ -67,7 +71,20 @@ def test_the_dice_start_from_the_seed(say, seed: int) -> None:
 
 
 def test_a_chat_asks_in_the_chat_format(say) -> None:
-    ask = ("generate", "--chat", "--system", "Be brief.", "--prompt", "Who?", "--max-new-tokens", "8", "--temperature", "0", "--device", "cpu")
+    ask = (
+        "generate",
+        "--chat",
+        "--system",
+        "Be brief.",
+        "--prompt",
+        "Who?",
+        "--max-new-tokens",
+        "8",
+        "--temperature",
+        "0",
+        "--device",
+        "cpu",
+    )
     model, tokenizer = le.load_tiny()
     prompt = tokenizer.encode_chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}])
     ids = le.generate(model, torch.tensor([prompt]), max_new_tokens=8, stop_ids=tokenizer.stop_ids)[0, len(prompt) :].tolist()
@@ -99,7 +116,20 @@ STATS = {
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_stats_count_what_was_computed_and_kept(say, cache: str) -> None:
-    ask = ("generate", "--prompt", "ROMEO:", "--max-new-tokens", "4", "--cache", cache, "--stats", "--device", "cpu", "--temperature", "0")
+    ask = (
+        "generate",
+        "--prompt",
+        "ROMEO:",
+        "--max-new-tokens",
+        "4",
+        "--cache",
+        cache,
+        "--stats",
+        "--device",
+        "cpu",
+        "--temperature",
+        "0",
+    )
     status, out, err = say(*ask)
     prompt = len(le.Tokenizer.from_pretrained(TINY).encode("ROMEO:", bos=True))
     assert status == 0 and prompt == 7 and "tokens/s" not in out
@@ -112,7 +142,10 @@ def test_stats_count_what_was_computed_and_kept(say, cache: str) -> None:
 
 def test_fewer_bits_make_blocks_smaller(say) -> None:
     ask = ("generate", "--prompt", "ROMEO:", "--max-new-tokens", "2", "--stats", "--device", "cpu", "--cache", "paged")
-    sizes = [int(re.search(r"([\d,]+) bytes each", say(*ask, *bits)[2])[1].replace(",", "")) for bits in ((), ("--bits", "8"), ("--bits", "2"))]
+    sizes = [
+        int(re.search(r"([\d,]+) bytes each", say(*ask, *bits)[2])[1].replace(",", ""))
+        for bits in ((), ("--bits", "8"), ("--bits", "2"))
+    ]
     assert sizes[0] > 2 * sizes[1] > 4 * sizes[2]
 
 
@@ -133,7 +166,9 @@ def test_a_prompt_that_is_not_utf8_is_refused() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a console event there, not a signal")
 def test_ctrl_c_keeps_the_text_and_ends_the_line() -> None:
-    process = started("generate", "--prompt", "ROMEO:", "--max-new-tokens", "500", "--cache", "naive", "--device", "cpu", "--stats")
+    process = started(
+        "generate", "--prompt", "ROMEO:", "--max-new-tokens", "500", "--cache", "naive", "--device", "cpu", "--stats"
+    )
     beginning = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
@@ -156,7 +191,7 @@ def test_the_arithmetic_is_that_of_memory(say, name: str) -> None:
     for number in (le.kv_bytes_per_token(config, bits=8), kv, le.weight_bytes(config), kv + le.weight_bytes(config)):
         assert f"= {number:,} bytes ({le.format_bytes(number)})" in re.sub("= +", "= ", out)
     for factors, result in re.findall(r"  ([\d,]+(?: [×+] [\d,]+)+) += +([\d,]+) bytes", out):
-        assert eval(factors.replace(",", "").replace("×", "*")) == int(result.replace(",", ""))  # noqa: S307: digits and signs
+        assert eval(factors.replace(",", "").replace("×", "*")) == int(result.replace(",", ""))
     for machine in le.MACHINES.values():
         rows = le.max_batch(config, seq_len=8192, memory_bytes=machine.memory_bytes, bits=8, bits_of_weights=16)
         assert re.search(rf"{machine.name} +{rows:,} rows? ", out)
@@ -171,10 +206,18 @@ def test_the_worked_example_of_the_book(say) -> None:
     assert "32 × 1,073,610,752 = 34,355,544,064 bytes" in out
 
 
+def test_the_page_shows_what_the_command_writes(say) -> None:
+    page = (ROOT / "book" / "command_line.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```console\n\$ python -m llama3_edu (.*)\n((?s:.*?))```", page)
+    assert shown and [say(*command.split()) for command, _ in shown] == [(0, output, "") for _, output in shown]
+
+
 def test_shapes_are_read_from_files_too(say, tmp_path: Path) -> None:
     said = {say("memory", "--model", place)[1].partition(":")[2] for place in ("tiny", str(TINY), str(TINY / "config.json"))}
     assert len(said) == 1 and "6 layers" in said.pop()
-    (tmp_path / "params.json").write_text('{"dim": 64, "n_layers": 3, "n_heads": 4, "vocab_size": 9, "multiple_of": 8, "norm_eps": 1e-5}')
+    (tmp_path / "params.json").write_text(
+        '{"dim": 64, "n_layers": 3, "n_heads": 4, "vocab_size": 9, "multiple_of": 8, "norm_eps": 1e-5}'
+    )
     assert "3 layers, 4 query heads" in say("memory", "--model", str(tmp_path))[1]
 
 
@@ -219,7 +262,7 @@ def test_a_mistake_costs_one_line(say, arguments: str, complaint: str) -> None:
 
 def test_a_prompt_without_room_is_refused(say) -> None:
     status, _, err = say("generate", "--prompt", "no " * 600)
-    assert status == 2 and "this model has room for 512, new ones included" in err
+    assert status == 2 and "the model has room for 512, new ones included" in err
 
 
 def test_a_damaged_checkpoint_costs_one_line(say, tmp_path: Path) -> None:
@@ -240,5 +283,7 @@ def test_versions_are_said(say) -> None:
 def test_help_names_every_option(say, command: tuple[str, ...]) -> None:
     status, out, _ = say(*command, "--help")
     assert status == 0
-    for option in {(): ["--version"], ("generate",): ["--prompt", "--cache", "--stats"], ("memory",): ["--context", "--bits"]}[command]:
+    for option in {(): ["--version"], ("generate",): ["--prompt", "--cache", "--stats"], ("memory",): ["--context", "--bits"]}[
+        command
+    ]:
         assert option in out

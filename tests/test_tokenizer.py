@@ -19,7 +19,11 @@ SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SENTENCES = ["The cache keeps what the model knew.", "Was the cat in the hat? It was!\n\n", "naïve café, 日本語 and 🐈 eat 1234 fish"]
+SENTENCES = [
+    "The cache keeps what the model knew.",
+    "Was the cat in the hat? It was!\n\n",
+    "naïve café, 日本語 and 🐈 eat 1234 fish",
+]
 
 
 def make_backend():

@@ -127,7 +127,12 @@ def test_any_ids_decode_as_meta_decodes_them(meta: Meta, ours: Tokenizer, token_
 
 @pytest.mark.parametrize(
     "text",
-    ["a" * 100_000, " " * 60_001 + "x" * 25_000 + " \n" * 13_000 + "x" * 25_001, "To be, or not to be: " * 40_000, "=日" * 30_000],
+    [
+        "a" * 100_000,
+        " " * 60_001 + "x" * 25_000 + " \n" * 13_000 + "x" * 25_001,
+        "To be, or not to be: " * 40_000,
+        "=日" * 30_000,
+    ],
     ids=["one letter", "runs", "long", "without white space"],
 )
 def test_long_texts_have_metas_ids(meta: Meta, ours: Tokenizer, text: str) -> None:
