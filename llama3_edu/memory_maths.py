@@ -32,32 +32,36 @@ def memory_lines(
         card.name: max_batch(config, seq_len=seq_len, memory_bytes=card.memory_bytes, bits=bits, bits_of_weights=bits_of_weights)
         for card in MACHINES.values()
     }
-    heads = f"{config.n_heads} query heads and {config.n_kv_heads} KV heads of {config.head_dim} numbers"
     return [
-        f"{name}: {config.n_layers} layers, {heads}, a context of {config.max_seq_len:,} tokens",
+        f"{name}: {config.n_layers} layers, {config.n_heads} query heads, {config.n_kv_heads} KV heads of {config.head_dim} numbers",
+        f"context: {config.max_seq_len:,} tokens",
+        "",
+        "A token: keys and values × layers × KV heads × numbers × bits ÷ 8",
         "",
         *_aligned(_kv_sums(config, seq_len, batch, bits) + _weight_sums(config, kv, weights, bits_of_weights)),
         *_remarks(config, seq_len, bits),
         "",
-        f"Rows of {seq_len:,} tokens that fit beside the weights (the memory on the label, of which a driver keeps some):",
+        f"Rows of {seq_len:,} tokens that fit beside the weights:",
+        "",
         *(_card_line(card, rows[card.name], batch, kv + weights) for card in MACHINES.values()),
+        "",
+        "Memory is what a card's label says; its driver keeps some of that.",
     ]
 
 
 def _kv_sums(config: LlamaConfig, seq_len: int, batch: int, bits: int) -> list[tuple[str, str, int]]:
     """Label, factors and result of each line, from one token's keys and values to those of all rows."""
     token, row = kv_bytes_per_token(config, bits=bits), kv_bytes(config, seq_len=seq_len, bits=bits)
-    factors = f"2 × {config.n_layers} layers × {config.n_kv_heads} KV heads × {config.head_dim} × {bits} bits ÷ 8"
     return [
-        ("keys and values of a token", factors, token),
-        (f"of a row of {seq_len:,} tokens", f"{seq_len:,} × {token:,}", row),
-        (f"of {batch:,} such row{'s' if batch > 1 else ''}", f"{batch:,} × {row:,}", batch * row),
+        ("a token", f"2 × {config.n_layers} × {config.n_kv_heads} × {config.head_dim} × {bits} ÷ 8", token),
+        ("a row", f"{seq_len:,} × {token:,}", row),
+        (f"{batch:,} row{'s' if batch > 1 else ''}", f"{batch:,} × {row:,}", batch * row),
     ]
 
 
 def _weight_sums(config: LlamaConfig, kv: int, weights: int, bits: int) -> list[tuple[str, str, int]]:
     return [
-        ("weights", f"{parameter_count(config):,} parameters × {bits} bits ÷ 8", weights),
+        ("weights", f"{parameter_count(config):,} × {bits} ÷ 8", weights),
         ("together", f"{kv:,} + {weights:,}", kv + weights),
     ]
 
@@ -66,7 +70,7 @@ def _aligned(sums: list[tuple[str, str, int]]) -> list[str]:
     label_width, factor_width = (max(len(line[column]) for line in sums) for column in (0, 1))
     number_width = max(len(f"{result:,}") for *_, result in sums)
     return [
-        f"{label:<{label_width}}  {factors:>{factor_width}} = {result:>{number_width},} bytes ({format_bytes(result)})"
+        f"  {label:<{label_width}}  {factors:>{factor_width}} = {result:>{number_width},} bytes ({format_bytes(result)})"
         for label, factors, result in sums
     ]
 
@@ -74,9 +78,9 @@ def _aligned(sums: list[tuple[str, str, int]]) -> list[str]:
 def _remarks(config: LlamaConfig, seq_len: int, bits: int) -> list[str]:
     remarks = []
     if bits < 16:
-        remarks.append(f"Scales and zeros come on top: where 64 numbers share two of 16 bits, {bits + 0.5} bits for each.")
+        remarks.append(f"Scales and zeros come on top: {bits + 0.5} bits, where 64 numbers share two of 16.")
     if seq_len > config.max_seq_len:
-        remarks.append(f"The model was made for {config.max_seq_len:,} tokens; what it writes beyond them is not to be trusted.")
+        remarks.append(f"The model was made for {config.max_seq_len:,} tokens. Do not trust what it writes beyond them.")
     return ["", *remarks] if remarks else []
 
 

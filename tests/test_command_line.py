@@ -190,8 +190,10 @@ def test_the_arithmetic_is_that_of_memory(say, name: str) -> None:
     kv = le.kv_bytes(config, seq_len=8192, batch=32, bits=8)
     for number in (le.kv_bytes_per_token(config, bits=8), kv, le.weight_bytes(config), kv + le.weight_bytes(config)):
         assert f"= {number:,} bytes ({le.format_bytes(number)})" in re.sub("= +", "= ", out)
-    for factors, result in re.findall(r"  ([\d,]+(?: [×+] [\d,]+)+) += +([\d,]+) bytes", out):
-        assert eval(factors.replace(",", "").replace("×", "*")) == int(result.replace(",", ""))
+    sums = re.findall(r"  ([\d,]+(?: [×+÷] [\d,]+)+) = +([\d,]+) bytes", out)
+    assert len(sums) == 5
+    for factors, result in sums:
+        assert eval(factors.replace(",", "").replace("×", "*").replace("÷", "//")) == int(result.replace(",", ""))
     for machine in le.MACHINES.values():
         rows = le.max_batch(config, seq_len=8192, memory_bytes=machine.memory_bytes, bits=8, bits_of_weights=16)
         assert re.search(rf"{machine.name} +{rows:,} rows? ", out)
@@ -202,7 +204,7 @@ def test_the_arithmetic_is_that_of_memory(say, name: str) -> None:
 
 def test_the_worked_example_of_the_book(say) -> None:
     _, out, _ = say("memory", "--model", "llama3-8b", "--context", "8191", "--batch", "32")
-    assert "2 × 32 layers × 8 KV heads × 128 × 16 bits ÷ 8 =        131,072 bytes" in out
+    assert "2 × 32 × 8 × 128 × 16 ÷ 8 =        131,072 bytes" in out
     assert "32 × 1,073,610,752 = 34,355,544,064 bytes" in out
 
 
