@@ -35,7 +35,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-colab test-instructors notebooks peers benchmarks lock clean clean-all
+.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-colab test-instructors notebooks peers benchmarks lock audit clean clean-all
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -114,6 +114,11 @@ lock: $(INSTALLED) ## Resolve requirements.in anew into requirements.txt
 	    --fork-strategy fewest --no-annotate requirements.in --output-file requirements.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	    --fork-strategy fewest --no-annotate requirements-instructors.in --output-file requirements-instructors.txt
+	$(BIN)/python tools/licences.py
+
+audit: $(INSTALLED) ## Ask the package index whether a pinned version has known vulnerabilities
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --disable-pip --no-deps -r requirements.txt -r requirements-instructors.txt
 
 clean: ## Remove what was built; keep .venv
 	rm -rf _build build dist .pytest_cache .hypothesis

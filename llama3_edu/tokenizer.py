@@ -1,4 +1,4 @@
-"""From text to token ids and back, with the vocabulary of a Hugging Face `tokenizer.json`."""
+"""From text to token ids and back, with the vocabulary of a Hugging Face `tokenizer.json` or of Meta's `tokenizer.model`."""
 
 import codecs
 import re
@@ -8,11 +8,22 @@ from pathlib import Path
 import tokenizers
 
 from llama3_edu.hub import local_directory
+from llama3_edu.tiktoken_file import BYTE_OF, read_tiktoken
 
 __all__ = ["Tokenizer"]
 
-_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython"}
+_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython", "ipython": "ipython"}
 """Who may speak in a chat, and the word that Llama 3 was trained to read for it."""
+
+_FILES = ("tokenizer.json", "tokenizer.model", "original/tokenizer.model")
+"""Where a tokenizer may lie, most welcome first; the last is how the hub's repositories of Llama 3 hold Meta's own files."""
+
+_LONGEST_TEXT, _LONGEST_RUN = 400_000, 25_000
+"""Letters at most that are encoded at once, and letters at most between two changes from white space to other letters or back.
+
+What is longer is cut, and no token reaches across a cut. Source: Meta's `llama_models/llama3/tokenizer.py`."""
+
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -42,21 +53,20 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path) -> "Tokenizer":
-        """Read `tokenizer.json` from a directory, from its own path, or from `owner/name` on the Hugging Face hub.
+        """Read a `tokenizer.json`, or a `tokenizer.model` as Meta releases it, where there is no such file.
+
+        Args:
+            path_or_repo: a directory, the path of the file itself, or `owner/name` on the Hugging Face hub.
 
         Raises:
             FileNotFoundError: there is no such file, directory or repository.
-            ValueError: the file is not a `tokenizer.json`, or not of a byte-level tokenizer; the message names it.
+            ValueError: the file is of another format, or not of a byte-level tokenizer; the message names it.
         """
         path = Path(path_or_repo)
         if not path.is_file():
-            path = local_directory(path_or_repo, files=["tokenizer.json"]) / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path.parent} holds no tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing more precise
-            raise ValueError(f"{path} is not a Hugging Face tokenizer.json: {error}") from None
+            first, *others = ([name] for name in _FILES)
+            path = _file_in(local_directory(path_or_repo, files=first, otherwise=others))
+        backend = read_tiktoken(path) if path.suffix == ".model" else _read_json(path)
         try:
             return cls(backend)
         except ValueError as error:
@@ -94,12 +104,15 @@ class Tokenizer:
         return tuple(self._special[name] for name in names if name in self._special)
 
     def encode(self, text: str, *, bos: bool = False, allow_special: bool = False) -> list[int]:
-        """Return the token ids of a text.
+        """Return the token ids of a text: those that Meta's own tokenizer gives, whichever file this one was read from.
+
+        Like Meta's, it cuts a text every 400,000 letters, and a run of more than 25,000 letters without white space, or of
+        white space alone, every 25,000. Half a surrogate pair, which is no character, is read as `�`.
 
         Args:
             bos: put `<|begin_of_text|>` in front.
             allow_special: read `<|eot_id|>` and its like in the text as the special tokens they name. Leave it off for text that
-                others wrote, or they decide where their turn ends.
+                others wrote, or they decide where their turn ends. The text between two special tokens is then a text of its own.
         """
         token_ids = [self.bos_id] if bos else []
         if not allow_special:
@@ -114,12 +127,16 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return a conversation in Llama 3's chat format, up to where the assistant is to speak.
 
+        Nothing is added to it. The templates that come with Llama 3.1 and later put today's date and the end of the training
+        data into every system message; write them there if you want them.
+
         Args:
             messages: who said what, in order: `{"role": "user", "content": "…"}`. Roles are `system`, `user`, `assistant` and
-                `tool`. White space around the content is dropped; special tokens in it are plain text.
+                `tool`, which the model reads as `ipython`. White space around the content is dropped; special tokens in it are
+                plain text.
 
         Raises:
-            ValueError: there is no message, one lacks its role or content, or the role is another.
+            ValueError: there is no message, one lacks its role or content, has `tool_calls`, or the role is another.
 
         Source: the chat template of the released Llama 3 Instruct models.
         """
@@ -128,8 +145,8 @@ class Tokenizer:
         token_ids = [self.bos_id]
         for index, message in enumerate(messages):
             role, content = _checked(message, index)
-            token_ids += self._header(role) + self._encode_plain("\n\n" + content.strip()) + [self.eot_id]
-        return token_ids + self._header("assistant") + self._encode_plain("\n\n")
+            token_ids += self._header(role) + self._encode_plain(content.strip()) + [self.eot_id]
+        return token_ids + self._header("assistant")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens written out; `�` stands for bytes that are no whole character.
@@ -162,11 +179,12 @@ class Tokenizer:
         return [_visible(self.token_bytes(token_id).decode("utf-8", errors="backslashreplace")) for token_id in token_ids]
 
     def _encode_plain(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        parts = (_without_halves(part) for part in _parts(text))
+        return [token_id for part in parts for token_id in self._backend.encode(part, add_special_tokens=False).ids]
 
     def _header(self, role: str) -> list[int]:
         start, end = self._special_id("<|start_header_id|>"), self._special_id("<|end_header_id|>")
-        return [start, *self._encode_plain(_ROLES[role]), end]
+        return [start, *self._encode_plain(_ROLES[role]), end, *self._encode_plain("\n\n")]
 
     def _special_id(self, name: str) -> int:
         if name not in self._special:
@@ -181,22 +199,44 @@ class Tokenizer:
         token = self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
         if token is None:
             raise ValueError(f"token ids go from 0 to {self.vocab_size - 1}; one of those given is {token_id}")
-        return bytes(_BYTE_OF[letter] for letter in token)
+        return bytes(BYTE_OF[letter] for letter in token)
 
 
-def _byte_letters() -> dict[str, int]:
-    """Return the letter that a byte-level vocabulary writes for each byte, the other way round.
-
-    Bytes that print in Latin-1 are their own letter; the others take the letters from 256 on, in order.
-
-    Source: the GPT-2 tokenizer, whose files Hugging Face's format follows.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+def _file_in(directory: Path) -> Path:
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (directory / name).is_file():
+            return directory / name
+    raise FileNotFoundError(f"{directory} holds no tokenizer.json and no tokenizer.model")
 
 
-_BYTE_OF = _byte_letters()
+def _read_json(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(f"{path} is not a Hugging Face tokenizer.json: {error}") from None
+
+
+def _parts(text: str, *, longest_text: int = _LONGEST_TEXT, longest_run: int = _LONGEST_RUN) -> Iterator[str]:
+    """Yield a text in the pieces that Meta's tokenizer encodes one by one. Almost every text is one piece."""
+    for start in range(0, len(text), longest_text):
+        yield from _parts_without_long_runs(text[start : start + longest_text], longest_run)
+
+
+def _parts_without_long_runs(text: str, longest_run: int) -> Iterator[str]:
+    start = 0
+    if len(text) > longest_run:
+        for run in re.finditer(r"\s+|\S+", text):
+            for cut in range(run.start() + longest_run, run.end(), longest_run):
+                yield text[start:cut]
+                start = cut
+    yield text[start:]
+
+
+def _without_halves(text: str) -> str:
+    """Join surrogates that are a pair to the character they stand for; put `�` for others, such as JSON that was cut off holds."""
+    if not _HALF_A_PAIR.search(text):
+        return text
+    return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
 
 
 def _visible(text: str) -> str:
@@ -209,6 +249,8 @@ def _checked(message: Mapping[str, str], index: int) -> tuple[str, str]:
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
             raise ValueError(f"message {index} should have a text as its {key}; it has {message.get(key)!r}")
+    if message.get("tool_calls"):
+        raise ValueError(f"message {index} has tool_calls, which are not written for you; put the call's text into its content")
     if message["role"] not in _ROLES:
         raise ValueError(f"the role of message {index} should be one of {', '.join(_ROLES)}; it is {message['role']!r}")
     return message["role"], message["content"]

@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "llama3_edu"
 LEVELS = (
     ("config", "positions", "events"),
     (
-        "rope", "attention", "sampling", "memory", "hub", "stored", "layout", "int8", "tokenizer", "hardware",
+        "rope", "attention", "sampling", "memory", "hub", "stored", "layout", "int8", "tiktoken_file", "tokenizer", "hardware",
         "trace", "thinning", "trace_pool", "trace_blocks", "trace_prefix", "trace_schedule",
-        "sizes", "roofline", "roofline_frames", "memory_use", "memory_recorder",
+        "sizes", "roofline", "roofline_frames", "memory_maths", "memory_use", "memory_recorder",
     ),
     (
         "cache.base", "cache.growing", "cache.contiguous", "cache.store", "cache.quantized", "cache.blocks", "cache.prefix",
@@ -43,6 +43,7 @@ LEVELS = (
         *(f"checks.chapter_{chapter:02d}" for chapter in range(15)),
         "checks.runner", "checks",
     ),
+    ("command_line", "__main__"),
 )  # fmt: skip
 """From the bottom to the top. The package itself stands above them all: it only gathers names, and nothing inside imports it."""
 
