@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--prompt-mean", type=float, default=32.0)
     parser.add_argument("--new-mean", type=float, default=32.0)
-    parser.add_argument("--max-batch", type=int, default=16)
+    parser.add_argument("--max-batch", type=int, default=32)
     parser.add_argument("--peers", default="transformers", help="transformers, or none")
     quick = {"model": "rehearsal", "requests": 4, "prompt_mean": 6.0, "new_mean": 5.0, "max_batch": 2, "peers": "none"}
     given = speed.parsed(parser, quick, arguments)

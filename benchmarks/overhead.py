@@ -2,7 +2,8 @@
 
     python -m benchmarks.overhead
 
-The model's 4 million parameters stay in the processor's cache, so the time is what the code around the products takes.
+The model's 4 million parameters stay in the processor's cache, so much of the time is what the code around the products takes. The
+products alone are timed, too: what is above them is overhead.
 """
 
 import argparse
@@ -18,6 +19,9 @@ from benchmarks.timing import measure, ratios
 from benchmarks.workers import peer
 from benchmarks.workload import random_ids
 from llama3_edu import ContiguousCache, Llama, generate
+from llama3_edu.kernels import FastLlama, pack
+
+PRODUCTS = "the products alone"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     contenders = [
         Timed(OURS, lambda: ours(model, prompt, given.new_tokens, fast=True)),
         Timed(REFERENCE, lambda: ours(model, prompt, given.new_tokens, fast=False)),
+        Timed(PRODUCTS, lambda: products(FastLlama(pack(model)), given.new_tokens)),
     ]
     if given.peers == "none":
         _finish(given, contenders, versions=[])
@@ -48,6 +53,20 @@ def ours(model: Llama, prompt: list[int], new_tokens: int, *, fast: bool) -> Non
     generate(model, torch.tensor([prompt]), max_new_tokens=new_tokens, cache=cache, fast=fast)
 
 
+@torch.inference_mode()
+def products(model: FastLlama, times: int) -> None:
+    """Multiply a row by every matrix of the model, as often as there are tokens."""
+    config = model.config
+    of_stream, of_heads, of_hidden = (torch.ones(width) for width in (config.dim, config.n_heads * config.head_dim, config.hidden_dim))
+    for _ in range(times):
+        for layer in model.layers:
+            layer.wqkv.of_row(of_stream)
+            layer.wo.of_row(of_heads)
+            layer.w13.of_row(of_stream)
+            layer.w2.of_row(of_hidden)
+        model.output.of_row(of_stream)
+
+
 def _finish(given: argparse.Namespace, contenders: Sequence[Timed], *, versions: Sequence[str]) -> None:
     report = speed.report(
         given, name="overhead", script="overhead", versions=versions,
@@ -55,17 +74,21 @@ def _finish(given: argparse.Namespace, contenders: Sequence[Timed], *, versions:
         notes=[
             f"Microseconds per token: the time of `generate`, {given.prompt} prompt tokens and {given.new_tokens} new ones, "
             "greedy, batch 1, over the number of new tokens. The bundled model in float32, the same weights in all.",
+            f"{PRODUCTS}: a row times every matrix, nothing else. Overhead is the time above that, in the same round.",
         ],
     )  # fmt: skip
     timings = measure(contenders, rounds=given.rounds, quiet=speed.quiet(given))
     scale = 1e6 / given.new_tokens
     for timing in timings.values():
         times = statistics.median(ratios(timing, timings[OURS]))
+        rounds = zip(timing.seconds, timings[OURS].seconds, timings[PRODUCTS].seconds)
+        above = 0.0 if timing.name == PRODUCTS else statistics.median((it - floor) / (own - floor) for it, own, floor in rounds)
         report.add(
             contender=timing.name, us_per_token=speed.spread(timing, scale, digits=0), time_over_ours=f"{times:.2f}",
+            overhead_over_ours=f"{above:.2f}" if above else "–",
             rejected=timing.rejected,
         )  # fmt: skip
-        report.record(contender=timing.name, over_ours=times, **timing.figures(scale))
+        report.record(contender=timing.name, over_ours=times, overhead_over_ours=above, **timing.figures(scale))
     speed.finish(report, given)
 
 
