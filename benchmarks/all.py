@@ -23,6 +23,7 @@ DONE = ROOT / ".venv-peers" / "measured.json"
 RUNS: dict[str, list[str]] = {
     "decode": ["decode"],
     "decode_1b": ["decode", "--model", "1b"],
+    "step_profile": ["step_profile"],
     "overhead": ["overhead"],
     "paged": ["paged"],
     "prefill": ["prefill"],

@@ -46,8 +46,8 @@ class DecodeStep:
     def applies(
         self, tokens: Int[Tensor, "batch new_len"], cache: KVCache, positions: Int[Tensor, "batch new_len"] | None
     ) -> bool:
-        """Whether this is one token of one row of a cache, and in more than 16 bits."""
-        if tokens.shape != (1, 1) or not isinstance(cache, RowCache) or not self._q.is_cpu or self._q.itemsize == 2:
+        """Whether this is one token of one row of a cache, on a CPU."""
+        if tokens.shape != (1, 1) or not isinstance(cache, RowCache) or not self._q.is_cpu:
             return False
         return len(cache.seq_lens) == 1 and (positions is None or positions.shape == (1, 1) and positions.item() != PAD)
 
@@ -82,7 +82,9 @@ class DecodeStep:
 
     def _normed(self, x: Float[Tensor, "dim"], weight: Float[Tensor, "dim"]) -> Float[Tensor, "dim"]:
         """Return what `RMSNorm` returns. A dot product takes fewer passes than a mean of squares, and Python divides for nothing."""
-        return torch.mul(x, weight).mul_((torch.dot(x, x).item() / len(x) + self._norm_eps) ** -0.5)
+        wide = x.float() if x.itemsize == 2 else x
+        inverse = (torch.dot(wide, wide).item() / len(x) + self._norm_eps) ** -0.5
+        return torch.mul(x, weight).mul_(inverse) if wide is x else wide.mul_(inverse).to(x.dtype).mul_(weight)
 
 
 AttendOne: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]
