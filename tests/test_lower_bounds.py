@@ -72,7 +72,7 @@ def test_the_package_passes_its_tests_there(lowest: Path, tmp_path: Path) -> Non
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     files = [f"tests/test_{name}.py" for name in TESTED]
     run = [lowest, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", LEFT_OUT, *files, *FOLDERS]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(run, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
