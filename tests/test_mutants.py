@@ -195,7 +195,7 @@ MUTANTS = [
     Mutant(
         "a short row is filled up with a block that is free",
         PagedCache,
-        "_as_tensor",
+        "_padded_tables",
         "[table[0] if table else anyones]",
         "[self.pool._free[-1]]",
         of(RAGGED, PAGED),
