@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=.venv
 torch=torch==2.13.0
-needed="2.5 GiB, 8 GiB where torch comes with CUDA"
+needed="2.5 GiB, and some GiB more where torch comes with CUDA"
 
 refuse() {
     echo "$*" >&2
