@@ -27,6 +27,9 @@ def environment(**more: str) -> dict[str, str]:
 
 def started(*arguments: str, **how: object) -> subprocess.Popen:
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()}
+    if os.name == "posix":
+        # Who runs the tests in the background may have told them to ignore Ctrl-C, and a process inherits that.
+        how["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([*COMMAND, *arguments], **{**pipes, **how})
 
 

@@ -36,12 +36,12 @@ def attention_over(
     """
     if positions.shape[1] == 1 and paged_decode.applies(cache):
         return paged_decode.attention_in_place(cache)
-    if positions.shape[1] == 1 and isinstance(cache, (PagedCache, QuantizedCache)) and isinstance(cache.store, QuantizedStore):
+    if positions.shape[1] == 1 and type(cache) in (PagedCache, QuantizedCache) and isinstance(cache.store, QuantizedStore):
         return _in_few_bits(cache, key_positions != PAD, scratch)
     if _is_whole_prompt(positions, key_positions):
         return lambda layer, q, k, v: _causal_attend(q, *cache.update(layer, k, v))
     mask = _mask(positions, key_positions)
-    if isinstance(cache, PagedCache) and isinstance(cache.store, FloatStore) and not isinstance(cache.blocks, range):
+    if type(cache) is PagedCache and isinstance(cache.store, FloatStore) and not isinstance(cache.blocks, range):
         return _over_gathered_blocks(cache, mask, scratch)
     return lambda layer, q, k, v: fused_attend(q, *cache.update(layer, k, v), mask)
 

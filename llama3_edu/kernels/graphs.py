@@ -42,10 +42,10 @@ def applies(weights: PackedLlama, cache: KVCache | None, positions: Int[Tensor, 
 
 
 def _can_hold(weights: PackedLlama, cache: KVCache | None) -> bool:
-    """Whether a step can read and write a cache in place, now and after one more token."""
-    if isinstance(cache, ContiguousCache):
+    """Whether a step can read and write a cache in place, now and after one more token. One of another class may do otherwise."""
+    if type(cache) is ContiguousCache:
         return not cache.is_watched and (cache.dtype, cache.device) == (weights.dtype, weights.device)
-    if not isinstance(cache, PagedCache) or cache.is_watched or not isinstance(cache.pool.store, FloatStore):
+    if type(cache) is not PagedCache or cache.is_watched or not isinstance(cache.pool.store, FloatStore):
         return False
     store = cache.pool.store
     return (store.dtype, store.device) == (weights.dtype, weights.device) and cache.num_blocks < blocks_per_row(cache)

@@ -81,7 +81,7 @@ def missing(device: torch.device | str) -> str | None:
 
 def applies(cache: KVCache) -> bool:
     """Say whether `attend_in_place` serves a cache: it is paged, in floats or 8 bits, on a CUDA device with Triton installed."""
-    if not isinstance(cache, PagedCache) or cache.device.type != "cuda" or missing(cache.device):
+    if type(cache) is not PagedCache or cache.device.type != "cuda" or missing(cache.device):
         return False
     store = cache.pool.store
     is_read = isinstance(store, FloatStore) or (isinstance(store, QuantizedStore) and store.bits == 8)

@@ -264,6 +264,23 @@ def test_codes_are_attended_to_as_the_numbers_they_stand_for(
         assert_same(found, wanted)
 
 
+@pytest.mark.parametrize("kept", [ContiguousCache, PagedCache, QuantizedCache])
+def test_a_cache_of_another_class_has_its_own_update_called(kept: type) -> None:
+    class Forgetful(kept):
+        def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            return super().update(layer, k, torch.zeros_like(v))
+
+    model, tokens = random_model(), random_tokens(1, 5)
+    logits = []
+    for fast in (True, False):
+        pool = BlockPool(CONFIG, num_blocks=9, block_size=4, dtype=model.dtype)
+        cache = Forgetful(pool, [[]]) if kept is PagedCache else Forgetful(CONFIG, dtype=model.dtype)
+        run = fastest(model, fast=fast)
+        run(tokens, cache)
+        logits.append(run(torch.tensor([[3]]), cache))
+    assert_same(*logits)
+
+
 def test_a_row_that_pauses_among_codes_stays_finite() -> None:
     model = random_model()
     cache = QuantizedCache(CONFIG, 2, bits=8, group_size=4, dtype=model.dtype)
