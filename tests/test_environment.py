@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def script(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.write_bytes(f"#!/bin/sh\n{text}\n".encode())
     path.chmod(0o755)
     return path
 
@@ -22,9 +22,8 @@ def install(folder: Path, python: Path) -> tuple[int, str]:
     (folder / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "environment.sh", folder / "tools")
     script(folder / "tools" / "torch-source.sh", "")
-    done = subprocess.run(
-        ["sh", "tools/environment.sh"], cwd=folder, env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True
-    )
+    settings = {**os.environ, "PYTHON": python.as_posix()}
+    done = subprocess.run(["sh", "tools/environment.sh"], cwd=folder, env=settings, capture_output=True, encoding="utf-8")
     return done.returncode, done.stderr
 
 
@@ -40,7 +39,7 @@ def install(folder: Path, python: Path) -> tuple[int, str]:
 def test_a_python_that_will_not_do_is_named(text: str | None, said: str, tmp_path: Path) -> None:
     python = script(tmp_path / "python", text) if text else tmp_path / "python"
     status, err = install(tmp_path, python)
-    assert status == 1 and said.format(python=python) in err
+    assert status == 1 and said.format(python=python.as_posix()) in err
 
 
 def test_where_pip_fails_its_reason_stays_and_the_way_out_follows(tmp_path: Path) -> None:
