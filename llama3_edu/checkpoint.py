@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llama3_edu.config import LlamaConfig
+from llama3_edu.hardware import available_memory
 from llama3_edu.hub import local_directory
 from llama3_edu.int8 import Int8Embedding, Int8Linear, empty_int8, quantise_rows
 from llama3_edu.layout import (
@@ -29,6 +31,7 @@ from llama3_edu.layout import (
     hugging_face_name,
     open_checkpoint,
 )
+from llama3_edu.memory import format_bytes, int8_weight_bytes, weight_bytes
 from llama3_edu.model import Llama
 from llama3_edu.stored import DTYPES, CheckpointError
 from llama3_edu.tokenizer import Tokenizer
@@ -66,6 +69,7 @@ def load_checkpoint(
         PermissionError: the repository is gated or private.
         ConnectionError: the hub cannot be reached, and no copy is on this machine.
         OSError: the disk has no room for the download.
+        MemoryError: the weights are meant for the processor, and are larger than the memory that is available there.
         CheckpointError: a file is missing, cut short or damaged, or its tensors do not fit the configuration; the message
             lists every tensor that is missing, surplus, or of the wrong shape or type.
         ValueError: the configuration asks for something this model does not do, `dtype` is no type for weights, or `weight_bits`
@@ -82,6 +86,8 @@ def load_checkpoint(
     if dtype is None:
         dtype = DTYPES[found.sources["tok_embeddings.weight"].parts[0].dtype]
     device = torch.get_default_device() if device is None else torch.device(device)
+    if device.type == "cpu":  # a GPU's allocator refuses by itself; here the machine would swap until it stands still
+        _check_memory(found, dtype=dtype, bits=weight_bits)
     _fill(model, found, device=device, dtype=dtype, bits=weight_bits)
     return model.requires_grad_(False).eval()
 
@@ -157,6 +163,30 @@ def save_checkpoint(model: Llama, directory: str | Path, *, shards: int = 1, dty
         total = sum(parameter.numel() for parameter in names.values()) * dtype.itemsize
         weight_map = {name: file for file, members in files.items() for name in members}
         _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _check_memory(found: Checkpoint, *, dtype: torch.dtype, bits: int | None) -> None:
+    """Raise MemoryError, with a way out where there is one, unless the machine has room for the weights."""
+    needed, available = _bytes_of(found.config, dtype, bits), available_memory()
+    if available is None or needed <= available:
+        return
+    ways = [("dtype=torch.bfloat16 (--dtype bfloat16)", torch.bfloat16, bits), ("weight_bits=8 (--weight-bits 8)", dtype, 8)]
+    sizes = {way: _bytes_of(found.config, *how) for way, *how in ways}
+    smaller = [f"{way} needs {format_bytes(size)}" for way, size in sizes.items() if size < needed and size <= available]
+    raise MemoryError(
+        f"the weights in {found.directory} take {needed:,} bytes ({format_bytes(needed)}) as {_type_name(dtype, bits)}, before any "
+        f"cache; {available:,} bytes ({format_bytes(available)}) of this machine's memory are available. "
+        f"{'; '.join([*smaller, 'close other programs, or take a smaller model'])}"
+    )
+
+
+def _bytes_of(config: LlamaConfig, dtype: torch.dtype, bits: int | None) -> int:
+    """Return what the weights take in memory once they are loaded that way."""
+    return (weight_bytes if bits is None else int8_weight_bytes)(config, bits=8 * dtype.itemsize)
+
+
+def _type_name(dtype: torch.dtype, bits: int | None) -> str:
+    return str(dtype).removeprefix("torch.") if bits is None else f"{bits}-bit whole numbers"
 
 
 class _NothingDrawn(TorchFunctionMode):

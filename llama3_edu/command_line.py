@@ -242,9 +242,23 @@ def _prompt(options: argparse.Namespace) -> str:
 
 def _chooser(options: argparse.Namespace) -> Choose:
     if options.temperature == 0:
-        return greedy
+        return _numbers_only(greedy)
     dice = torch.Generator(options.device or default_device()).manual_seed(options.seed)
-    return sampler(temperature=options.temperature, top_p=options.top_p, generator=dice)
+    return _numbers_only(sampler(temperature=options.temperature, top_p=options.top_p, generator=dice))
+
+
+def _numbers_only(choose: Choose) -> Choose:
+    """Let nothing be chosen from NaN: greedy would write nonsense, and the dice fail without a word about the model."""
+
+    def chosen(logits: torch.Tensor) -> torch.Tensor:
+        if logits.isnan().any():
+            raise ValueError(
+                "the model computes logits that are not numbers (NaN). Its weights are damaged, then fetch the checkpoint anew; or "
+                "too large for float16, then take --dtype bfloat16 or float32"
+            )
+        return choose(logits)
+
+    return chosen
 
 
 def _load(options: argparse.Namespace) -> tuple[Llama, Tokenizer, tuple[int, ...]]:

@@ -4,9 +4,12 @@ import platform
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
 import torch
 
-__all__ = ["default_device", "describe"]
+__all__ = ["available_memory", "default_device", "describe"]
+
+_CONTAINER = Path("/sys/fs/cgroup")
 
 
 def default_device() -> torch.device:
@@ -26,6 +29,29 @@ def describe(device: torch.device | str = "cpu") -> str:
         return f"{name}, torch {torch.__version__}"
     threads = torch.get_num_threads()
     return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}"
+
+
+def available_memory() -> int | None:
+    """Return the bytes a program can still take here before the machine swaps or a container ends it; None where unknown."""
+    try:
+        free = psutil.virtual_memory().available
+    except (OSError, RuntimeError):  # a sandbox without /proc
+        return None
+    left = _left_in_container()
+    return free if left is None else min(free, left)
+
+
+def _left_in_container() -> int | None:
+    """What a container's limit leaves, None where there is no limit. Linux drops cached files before the limit is felt.
+
+    Source: Linux's documentation of control groups, version 2, "Memory Interface Files".
+    """
+    try:
+        limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        parts = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such files, or a limit that reads `max`
+        return None
+    return max(0, limit - used + int(parts.get("inactive_file", 0)))
 
 
 @lru_cache

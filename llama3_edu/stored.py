@@ -20,6 +20,8 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 _PIECE_BYTES = 2**20
 _LARGEST_HEADER_BYTES = 100 * 10**6  # the format's own limit
+_GIT_LFS = b"version "  # what a clone holds in place of a file that Git LFS has not fetched starts with this
+_ANEW = "Copy or download it anew"
 
 
 class CheckpointError(ValueError):
@@ -76,12 +78,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes.to_bytes(8, "little") == _GIT_LFS:
+            raise CheckpointError(
+                f"{path} is not a safetensors file but a note of Git LFS that stands for one: run `git lfs pull` where it was "
+                f"cloned, or load the model by its name, owner/name"
+            )
         if header_bytes > _LARGEST_HEADER_BYTES:
             raise CheckpointError(f"{path} is not a safetensors file: it starts with {header_bytes} as the length of its header")
         data_start = 8 + header_bytes
         if size < max(data_start, 10):
             raise CheckpointError(
-                f"{path} is cut short: it needs {max(data_start, 10)} bytes for its header alone; it has {size}"
+                f"{path} is cut short: it needs {max(data_start, 10)} bytes for its header alone; it has {size}. {_ANEW}"
             )
         raw = file.read(header_bytes)
     try:
@@ -93,7 +100,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path} is not a safetensors file: its header cannot be read ({error!r})") from None
     if size != expected:
         state = "is cut short" if size < expected else "is too long"
-        raise CheckpointError(f"{path} {state}: its header describes {expected} bytes; it has {size}")
+        raise CheckpointError(f"{path} {state}: its header describes {expected} bytes; it has {size}. {_ANEW}")
     return stored
 
 

@@ -11,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from llama3_edu import checkpoint
 from llama3_edu.checkpoint import load_checkpoint, load_tiny, save_checkpoint, stop_ids
 from llama3_edu.config import LlamaConfig
 from llama3_edu.generate import generate
-from llama3_edu.memory import parameter_count, weight_bytes
+from llama3_edu.memory import int8_weight_bytes, parameter_count, weight_bytes
 from llama3_edu.model import Llama
 from llama3_edu.stored import CheckpointError
 
@@ -172,6 +173,43 @@ def test_what_is_no_safetensors_file_is_named(saved, header):
     (saved / "model.safetensors").write_bytes(length + header + bytes(128))
     with pytest.raises(CheckpointError, match="model.safetensors is not a safetensors file"):
         load_checkpoint(saved)
+
+
+def test_a_note_of_git_lfs_says_how_to_get_the_file(saved):
+    (saved / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7549304\n")
+    with pytest.raises(CheckpointError, match="not a safetensors file but a note of Git LFS.*`git lfs pull`"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("how", "needed"),
+    [
+        ({}, weight_bytes(UNTIED, bits=32)),
+        ({"dtype": torch.float16}, weight_bytes(UNTIED, bits=16)),
+        ({"dtype": torch.float16, "weight_bits": 8}, int8_weight_bytes(UNTIED, bits=16)),
+    ],
+)
+def test_a_model_larger_than_memory_is_refused_before_its_memory_is_taken(how, needed, saved, monkeypatch):
+    monkeypatch.setattr(checkpoint, "available_memory", lambda: needed)
+    assert load_checkpoint(saved, **how).config == UNTIED
+    monkeypatch.setattr(checkpoint, "available_memory", lambda: needed - 1)
+    monkeypatch.setattr(checkpoint, "_fill", lambda *args, **kwargs: pytest.fail("its memory was taken"))
+    with pytest.raises(MemoryError, match=f"take {needed:,} bytes .*; {needed - 1:,} bytes .*are available"):
+        load_checkpoint(saved, **how)
+
+
+def test_of_the_ways_to_make_a_model_smaller_those_that_help_are_named(saved, monkeypatch):
+    ways = {"dtype=torch.bfloat16": weight_bytes(UNTIED, bits=16), "weight_bits=8": int8_weight_bytes(UNTIED, bits=32)}
+    for available in (*ways.values(), min(ways.values()) - 1):
+        monkeypatch.setattr(checkpoint, "available_memory", lambda: available)  # noqa: B023
+        with pytest.raises(MemoryError, match="close other programs, or take a smaller model") as caught:
+            load_checkpoint(saved)
+        assert {way: way in str(caught.value) for way in ways} == {way: size <= available for way, size in ways.items()}
+
+
+def test_where_nobody_knows_how_much_memory_there_is_nothing_is_refused(saved, monkeypatch):
+    monkeypatch.setattr(checkpoint, "available_memory", lambda: None)
+    assert load_checkpoint(saved).config == UNTIED
 
 
 def test_a_missing_shard_is_named(model, tmp_path):

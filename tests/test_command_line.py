@@ -270,6 +270,24 @@ def test_a_prompt_without_room_is_refused(say) -> None:
     assert status == 2 and "the model has room for 512, new ones included" in err
 
 
+@pytest.mark.parametrize("temperature", ["0", "0.8"])
+def test_weights_that_make_no_numbers_cost_one_line(say, tmp_path: Path, temperature: str) -> None:
+    model, _ = le.load_tiny()
+    model.norm.weight.fill_(float("nan"))
+    shutil.copytree(TINY, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    le.save_checkpoint(model, tmp_path / "model")
+    status, out, err = say("generate", "--prompt", "x", "--temperature", temperature, "--model", str(tmp_path / "model"))
+    assert (status, out.strip()) == (2, "")
+    assert err.count("\n") == 1 and "not numbers (NaN)" in err and "fetch the checkpoint anew" in err
+
+
+def test_a_model_larger_than_memory_costs_one_line(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama3_edu.checkpoint.available_memory", lambda: 1000)
+    status, out, err = say("generate", "--prompt", "x", "--device", "cpu")
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and "1,000 bytes (1000 B) of this machine's memory are available" in err
+
+
 def test_a_damaged_checkpoint_costs_one_line(say, tmp_path: Path) -> None:
     shutil.copytree(TINY, tmp_path / "model")
     config = tmp_path / "model" / "config.json"

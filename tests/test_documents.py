@@ -85,6 +85,11 @@ def test_the_file_to_cite_agrees_with_the_rest() -> None:
     assert f"# {cited['title']}" == first_line
 
 
+def test_the_site_is_built_by_executing_every_chapter_as_the_readme_says() -> None:
+    execute = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["execute"]
+    assert execute["execute_notebooks"] == "force" and "cache" not in execute and "exclude_patterns" not in execute
+
+
 def test_pictures_are_small_and_come_in_light_and_dark() -> None:
     pictures = sorted((ROOT / "docs" / "pictures").iterdir())
     assert {path.stem.rsplit("-", 1)[1] for path in pictures} == {"light", "dark"}

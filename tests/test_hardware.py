@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import psutil
 import pytest
 import torch
 
@@ -18,3 +21,25 @@ def test_the_default_device_is_the_fastest_that_is_there(cuda: bool, mps: bool, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert hardware.default_device() == torch.device(wanted)
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted"),
+    [("700", 700 - 400 + 150), ("500", 500 - 400 + 150), ("200", 0), ("9999", 1000), ("max", 1000), (None, 1000)],
+)
+def test_available_is_what_the_machine_and_a_container_s_limit_both_leave(limit, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(hardware, "_CONTAINER", tmp_path)
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text("400\n")
+        (tmp_path / "memory.stat").write_text("anon 250\ninactive_file 150\n")
+    assert hardware.available_memory() == wanted
+
+
+def test_memory_that_cannot_be_asked_for_is_unknown(monkeypatch: pytest.MonkeyPatch):
+    def no_proc():
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", no_proc)
+    assert hardware.available_memory() is None

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=.venv
 torch=torch==2.13.0
+needed="2.5 GiB, and some GiB more where torch comes with CUDA"
 
 refuse() {
     echo "$*" >&2
@@ -33,7 +34,15 @@ make_venv() {
 }
 
 install() {
-    "$venv/bin/python" -m pip --disable-pip-version-check --no-input install --quiet "$@"
+    "$venv/bin/python" -m pip --disable-pip-version-check --no-input install --quiet "$@" || stop_installing
+}
+
+stop_installing() {
+    # Offline, pip's last word is that there is no such version: say what to look at.
+    free=$(df -Pk . | awk 'NR == 2 { printf "%.1f", $4 / 1048576 }')
+    refuse "pip could not install all of it; its reason stands above. Where it found no version of a package, look after the" \
+        "network or proxy: packages come from the index that pip is set to. $free GiB are free in this folder, and .venv needs" \
+        "about $needed. Then run the same command again: what is installed already stays."
 }
 
 check_python
