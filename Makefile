@@ -35,7 +35,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install instructors book test test-unit test-notebooks test-browser test-site test-widgets browser test-slow test-colab test-instructors notebooks peers benchmarks lock audit clean clean-all
+.PHONY: help install instructors book test test-unit test-notebooks test-browser test-pages test-site test-widgets browser test-slow test-colab test-instructors notebooks peers benchmarks lock audit clean clean-all
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -64,8 +64,8 @@ $(BUILT): $(INSTALLED) $(BOOK_SOURCES) $(PACKAGE_SOURCES)
 TOGETHER = OMP_NUM_THREADS=1 $(MAKE) -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 test: $(INSTALLED) browser ## Run every test but the slow ones
-	$(TOGETHER) test-unit test-notebooks $(BUILT)
-	$(TOGETHER) test-site test-widgets
+	$(TOGETHER) test-unit test-notebooks $(BUILT) test-widgets
+	$(TOGETHER) test-pages test-site
 
 test-unit: $(INSTALLED) ## Test the package: units, properties, parity with transformers
 	$(BIN)/python -m pytest tests -m $(UNIT_TESTS) $(addprefix --ignore=,tests/book $(IN_BROWSER))
@@ -74,11 +74,15 @@ test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come ou
 	$(BIN)/python -m pytest tests/book/test_notebooks.py tests/book/test_gallery.py
 	$(BIN)/python -m pytest --nbval --nbval-current-env book
 
-test-browser: test-site test-widgets ## Test the built site and every widget, in a browser
+test-browser: test-pages test-site test-widgets ## Test the built site and every widget, in a browser
+
+test-pages: $(BUILT) browser
+	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
+	$(BIN)/python -m pytest tests/book/test_browser.py
 
 test-site: $(BUILT) browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
-	$(BIN)/python -m pytest $(wildcard tests/book/test_site*.py) tests/book/test_browser.py
+	$(BIN)/python -m pytest $(wildcard tests/book/test_site*.py)
 
 test-widgets: $(INSTALLED) browser
 	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
