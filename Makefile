@@ -21,7 +21,7 @@ IN_BROWSER := tests/book/test_browser.py $(filter-out tests/widgets/test_classes
 COURSE_TESTS := $(if $(filter Linux,$(shell uname -s)),slow,"slow and not sandbox")
 
 # The Triton that is installed for the tests is for Linux on x86-64. Elsewhere its tests are left out, by name.
-UNIT_TESTS := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),"not slow","not slow and not triton")
+WITH_TRITON := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),,and not triton)
 
 # Kernels come from .venv, and whatever IPython, Jupyter and matplotlib write for themselves stays in it.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -68,7 +68,7 @@ test: $(INSTALLED) browser ## Run every test but the slow ones
 	$(TOGETHER) test-pages test-site
 
 test-unit: $(INSTALLED) ## Test the package: units, properties, parity with transformers
-	$(BIN)/python -m pytest tests -m $(UNIT_TESTS) $(addprefix --ignore=,tests/book $(IN_BROWSER))
+	$(BIN)/python -m pytest tests -m "not slow $(WITH_TRITON)" $(addprefix --ignore=,tests/book $(IN_BROWSER))
 
 test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come out as committed
 	$(BIN)/python -m pytest tests/book/test_notebooks.py tests/book/test_gallery.py
@@ -92,7 +92,7 @@ browser: $(INSTALLED)
 	@CHROMIUM="$(CHROMIUM)" tools/chromium.sh >/dev/null
 
 test-slow: $(INSTALLED) test-instructors ## Run the slow tests: the built wheel alone in an empty environment; the course
-	$(BIN)/python -m pytest tests -m slow $(addprefix --ignore=,tests/book tests/course $(IN_BROWSER))
+	$(BIN)/python -m pytest tests -m "slow $(WITH_TRITON)" $(addprefix --ignore=,tests/book tests/course $(IN_BROWSER))
 
 test-colab: $(INSTALLED) ## Test the first cell, every widget and every notebook beside the versions that Colab has
 	$(BIN)/python -m pytest -m "slow or not slow" tests/widgets/test_colab.py

@@ -19,6 +19,7 @@ def run(script: str, *options: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.triton
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ROWS)
 def test_a_rehearsal_runs_all_of_it_and_writes_nothing(script: str) -> None:
     written = {path: path.stat().st_mtime_ns for path in (ROOT / "benchmarks" / "results").iterdir()}
@@ -39,6 +40,7 @@ def test_without_a_gpu_it_says_what_it_needs_in_one_line(script: str) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.slow
 def test_what_is_off_is_rounding_alone() -> None:
     lines = run("gpu_paged", "--rehearse").stdout.splitlines()
     off = {cells[1].strip(): float(cells[6]) for line in lines if len(cells := line.split("|")) == 8 and "Triton" in line}

@@ -16,6 +16,7 @@ NAMES = {"attend_to_floats", "attend_to_int8", "join", "read_matrix", "rotate_an
 
 
 @pytest.mark.triton
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 def test_every_kernel_compiles_and_loads_16_bytes_at_a_time(capability: int, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -15,7 +15,7 @@ from tiny_models import CONFIG
 
 from llama3_edu import kernels
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 Check = Callable[[torch.device], object]
 
 
