@@ -69,7 +69,7 @@ def format_bytes(nbytes: int) -> str:
     _at_least(0, nbytes=nbytes)
     size, unit = float(nbytes), "B"
     for bigger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        if size < 1024:
+        if size < 1023.5:  # more than that is written as 1024
             break
         size, unit = size / 1024, bigger
     digits = 0 if size == int(size) else max(0, 3 - len(str(int(size))) + 1)

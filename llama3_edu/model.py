@@ -180,10 +180,7 @@ class Llama(nn.Module):
     ) -> tuple[Float[Tensor, "batch new_len dim"], Int[Tensor, "batch new_len"]]:
         """Run every block; return the normed residual stream, and the positions that were used."""
         cache = NoCache() if cache is None else cache
-        if positions is None:
-            batch, new_len = tokens.shape
-            positions = lengths(cache, batch).to(tokens.device)[:, None] + torch.arange(new_len, device=tokens.device)
-        check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
+        positions = checked_positions(tokens, cache, positions, vocab_size=self.config.vocab_size)
         key_positions = cache.reserve(positions)
         mask = causal_mask(positions, key_positions)
         mask = None if mask.all() else mask
@@ -194,8 +191,17 @@ class Llama(nn.Module):
         return self.norm(x), positions
 
 
-def check_tokens(tokens: Int[Tensor, "batch new_len"], positions: Tensor, *, vocab_size: int) -> None:
-    """Raise ValueError unless there is a token, each has a position, and each is in the vocabulary."""
+def checked_positions(
+    tokens: Int[Tensor, "batch new_len"], cache: KVCache, positions: Int[Tensor, "batch new_len"] | None, *, vocab_size: int
+) -> Int[Tensor, "batch new_len"]:
+    """Return where tokens stand. `positions` as None: each row continues where the cache ends.
+
+    Raises:
+        ValueError: no token was given, an id is outside the vocabulary, or `positions` has another shape than `tokens`.
+    """
+    if positions is None:
+        batch, new_len = tokens.shape
+        positions = lengths(cache, batch).to(tokens.device)[:, None] + torch.arange(new_len, device=tokens.device)
     if tokens.numel() == 0:
         raise ValueError(f"the model needs at least one token per row; it was given tokens of shape {list(tokens.shape)}")
     if positions.shape != tokens.shape:
@@ -204,3 +210,4 @@ def check_tokens(tokens: Int[Tensor, "batch new_len"], positions: Tensor, *, voc
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise ValueError(f"token ids go from 0 to {vocab_size - 1}; one of those given is {wrong}")
+    return positions

@@ -255,7 +255,7 @@ def test_heirs_of_one_row_do_not_share_what_comes_after(maker: Maker) -> None:
 
 
 @every_cache
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_life_of_a_cache_is_that_of_its_rows_alone(maker: Maker, data: st.DataObject) -> None:
     state = fed(maker, *[[]] * data.draw(st.integers(1, 3), "batch"))

@@ -130,7 +130,15 @@ def test_impossible_amounts_are_refused(call: object, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("nbytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (131_072, "128 KiB"), (1536, "1.500 KiB"), (GIB, "1 GiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (131_072, "128 KiB"),
+        (1536, "1.500 KiB"),
+        (GIB, "1 GiB"),
+        (GIB - 2**17, "1.000 GiB"),
+    ],  # fmt: skip
 )
 def test_sizes_for_people(nbytes: int, text: str) -> None:
     assert format_bytes(nbytes) == text

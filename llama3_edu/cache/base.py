@@ -143,8 +143,8 @@ class RowCache(KVCache):
 
     def report(self, layer: int, *, bytes_copied: int = 0) -> None:
         """Tell that a layer's new keys and values are stored."""
-        if self._observer is ignore:
-            return  # nobody is told, once per layer and token: then nothing is written down
+        if not self.is_watched:
+            return  # once per layer and token: what nobody is told is not written down
         self._observer(
             KeysStored(
                 layer=layer,

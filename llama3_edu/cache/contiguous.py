@@ -108,9 +108,7 @@ class ContiguousCache(RowCache):
 
     def views(
         self,
-    ) -> tuple[
-        tuple[Float[Tensor, "n_kv_heads head_dim"], ...], tuple[Float[Tensor, "1 n_kv_heads kv_len head_dim"], ...]
-    ]:
+    ) -> tuple[tuple[Float[Tensor, "n_kv_heads head_dim"], ...], tuple[Float[Tensor, "1 n_kv_heads kv_len head_dim"], ...]]:
         """Return where the newest key and value go, and all keys and values: a layer's keys, its values, the next layer's keys, and so on.
 
         It stands in for `update` where one token of one row was reserved: who writes into the first has updated the cache.

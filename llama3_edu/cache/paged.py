@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llama3_edu.cache.base import RowCache, checked_parents, continued, real_tokens
 from llama3_edu.cache.blocks import BlockPool, blocks_for, fork, release_all
-from llama3_edu.cache.store import Blocks, Store, Writes, as_blocks
+from llama3_edu.cache.store import Blocks, Store, Writes, as_table, run_of
 from llama3_edu.events import Observer, TablesChanged, ignore
 from llama3_edu.positions import PAD, causal_mask
 
@@ -229,9 +229,9 @@ class PagedCache(RowCache):
         device, block_size = self.pool.device, self.pool.block_size
         positions = positions.to(device)
         padded = self._padded_tables()
-        self.blocks: Blocks = as_blocks(padded, device)
+        self._table = as_table(padded, device)
+        self.blocks: Blocks = run_of(padded) or self._table
         """What `read` reads: all rows' blocks, shorter rows filled up with one of their own."""
-        self._table = torch.tensor(padded, dtype=torch.long, device=device).reshape(len(padded), -1)
         rows, columns = self._real = (positions != PAD).nonzero(as_tuple=True)
         places = positions[rows, columns]
         slots = self._table[rows, places // block_size] * block_size + places % block_size

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llama3_edu.cache.base import RowCache, checked_parents, continued, real_tokens
-from llama3_edu.cache.store import Blocks, QuantizedStore, as_blocks
+from llama3_edu.cache.store import Blocks, QuantizedStore, as_table, run_of
 from llama3_edu.config import LlamaConfig
 from llama3_edu.events import Observer, ignore
 from llama3_edu.positions import PAD
@@ -105,7 +105,8 @@ class QuantizedCache(RowCache):
         self._writes = self.store.plan(slots, closing=self._closing(before, self._seq_lens))
         kv_len = max(self._seq_lens)
         num_groups, per_row = -(-kv_len // self.group_size), self._groups_per_row
-        self.blocks: Blocks = as_blocks([range(row * per_row, row * per_row + num_groups) for row in range(len(new))], slots.device)
+        groups = [range(row * per_row, row * per_row + num_groups) for row in range(len(new))]
+        self.blocks: Blocks = run_of(groups) or as_table(groups, slots.device)
         """What `read` reads: the groups of all rows, as many of each as the longest has."""
         keys = torch.arange(kv_len, device=slots.device)
         return torch.where(keys < self.seq_lens[:, None], keys, PAD)

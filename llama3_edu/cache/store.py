@@ -15,21 +15,28 @@ from torch import Tensor
 from llama3_edu.cache.base import check_fits
 from llama3_edu.config import LlamaConfig
 
-__all__ = ["Store", "FloatStore", "QuantizedStore", "Coded", "Blocks", "Writes", "as_blocks", "make_store", "quantize", "dequantize", "pack", "unpack"]
+__all__ = [
+    "Store", "FloatStore", "QuantizedStore", "Coded", "Blocks", "Writes", "as_table", "run_of", "make_store",
+    "quantize", "dequantize", "pack", "unpack",
+]  # fmt: skip
 
 
 Blocks: TypeAlias = Int[Tensor, "batch blocks_per_row"] | range
 """The blocks of several rows, or those of one row that lie one behind the other in the store."""
 
 
-def as_blocks(tables: Sequence[Sequence[int]], device: torch.device) -> Blocks:
-    """Return the blocks of rows that have equally many; of one row, a range if they are one."""
-    if len(tables) == 1 and tables[0]:
-        run = range(tables[0][0], tables[0][0] + len(tables[0]))
-        if list(run) == list(tables[0]):
-            return run
-    per_row = len(tables[0]) if tables else 0
-    return torch.tensor(tables, dtype=torch.long, device=device).reshape(len(tables), per_row)
+def as_table(tables: Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "rows blocks_per_row"]:
+    """Return the blocks of rows that have equally many."""
+    return torch.tensor(tables, dtype=torch.long, device=device).reshape(len(tables), len(tables[0]) if tables else 0)
+
+
+def run_of(tables: Sequence[Sequence[int]]) -> range | None:
+    """Return the blocks of the only row as a range, where they are one: what lies in one piece need not be gathered."""
+    if len(tables) != 1 or not tables[0]:
+        return None
+    (table,) = tables
+    run = range(table[0], table[0] + len(table))
+    return run if list(run) == list(table) else None
 
 
 def _at(kept: Shaped[Tensor, "2 num_blocks *block"], blocks: Blocks) -> Shaped[Tensor, "2 blocks *block"]:
@@ -580,7 +587,9 @@ class QuantizedStore(Store):
 
     def opened(self, blocks: Blocks) -> tuple[Int[Tensor, "open"], Int[Tensor, "open"], Int[Tensor, "open"]]:
         """Return which of some blocks are open: each one's row, its place in the row, and where it is staged."""
-        stages = self._stage_by_block[blocks.start : blocks.stop][None] if isinstance(blocks, range) else self._stage_by_block[blocks]
+        stages = (
+            self._stage_by_block[blocks.start : blocks.stop][None] if isinstance(blocks, range) else self._stage_by_block[blocks]
+        )
         rows, columns = (stages >= 0).nonzero(as_tuple=True)
         return rows, columns, stages[rows, columns]
 
@@ -609,7 +618,9 @@ class QuantizedStore(Store):
         fresh = sorted({*per_slot} - self._stage_of.keys())
         self._open(fresh)
         self._staged[:, :, [self._stage_of[block] for block in fresh]] = 0
-        firsts = torch.tensor([self._stage_of[block] * self.block_size for block in per_slot], dtype=torch.long, device=self.device)
+        firsts = torch.tensor(
+            [self._stage_of[block] * self.block_size for block in per_slot], dtype=torch.long, device=self.device
+        )
         return _OpenWrites(slots, firsts + slots % self.block_size)
 
     def _open(self, blocks: Sequence[int]) -> None:

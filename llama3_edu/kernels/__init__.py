@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
-import psutil
 from torch import Tensor
 
 from llama3_edu.attention import fused_attend
+from llama3_edu.hardware import available_memory
 from llama3_edu.kernels.forward import FastLlama
 from llama3_edu.kernels.packed import PackedLlama, is_plain, pack
 from llama3_edu.model import Llama
@@ -44,7 +44,8 @@ _FAST: "WeakKeyDictionary[Llama, FastLlama]" = WeakKeyDictionary()
 
 def _has_room_for_a_copy(weights: PackedLlama) -> bool:
     """Whether a second copy of all weights would take less than half of the memory that is free."""
-    return 2 * weights.nbytes < psutil.virtual_memory().available
+    free = available_memory()
+    return free is not None and 2 * weights.nbytes < free
 
 
 def _does_what_it_says(model: Llama) -> bool:

@@ -60,9 +60,7 @@ class DecodeStep:
             attend: what `attention_of_one` returned.
             rotation: what a head is multiplied by to turn it to where the token stands.
         """
-        with (
-            torch.inference_mode()
-        ):  # views in here need not be tracked; the logits are made outside, where they may be written to
+        with torch.inference_mode():  # views in here need not be tracked; the logits are made outside, and may be written to
             x = self._hidden(tokens, attend, rotation)
         return self._output.of_row(self._normed(x, self._norm))[None]
 
@@ -98,10 +96,8 @@ def attention_of_one(
     if type(cache) is ContiguousCache:
         return _over_views(cache, *cache.views())
     if type(cache) is PagedCache and isinstance(cache.store, FloatStore):
-        newest, held = (
-            cache.store.views_of_slot(cache.slot_mapping.item()),
-            cache.store.views_of_run(cache.blocks, key_positions.shape[1]),
-        )
+        newest = cache.store.views_of_slot(cache.slot_mapping.item())
+        held = cache.store.views_of_run(cache.blocks, key_positions.shape[1])
         if held is not None:
             return _over_views(cache, newest, held)
         return _over_gathered(cache, newest, key_positions.shape[1], scratch)

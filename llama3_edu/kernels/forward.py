@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from llama3_edu.cache.base import KVCache, NoCache, lengths
+from llama3_edu.cache.base import KVCache, NoCache
 from llama3_edu.kernels import graphs
 from llama3_edu.kernels.attention import attention_over
 from llama3_edu.kernels.decode import DecodeStep, attention_of_one
 from llama3_edu.kernels.packed import PackedLlama
 from llama3_edu.kernels.projection import LayerProjections, make_projection
 from llama3_edu.kernels.scratch import Scratch
-from llama3_edu.model import check_tokens
+from llama3_edu.model import checked_positions
 from llama3_edu.positions import PAD
 from llama3_edu.rope import rope_angles, rope_frequencies, rotate
 
@@ -80,8 +80,7 @@ class FastLlama:
     def _decode_one(
         self, tokens: Int[Tensor, "1 1"], cache: KVCache, positions: Int[Tensor, "1 1"] | None
     ) -> Float[Tensor, "1 vocab_size"]:
-        positions = cache.seq_lens[:, None] if positions is None else positions
-        check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
+        positions = checked_positions(tokens, cache, positions, vocab_size=self.config.vocab_size)
         attend = attention_of_one(cache, positions, cache.reserve(positions), self._scratch)
         return self._decode.next_logits(tokens, attend, self._rotations.matrices(positions)[0])
 
@@ -91,9 +90,7 @@ class FastLlama:
         """Run every block; return the residual stream of all rows, one behind the other, and the positions that were used."""
         cache = NoCache() if cache is None else cache
         batch, new_len = tokens.shape
-        if positions is None:
-            positions = lengths(cache, batch).to(tokens.device)[:, None] + torch.arange(new_len, device=tokens.device)
-        check_tokens(tokens, positions, vocab_size=self.config.vocab_size)
+        positions = checked_positions(tokens, cache, positions, vocab_size=self.config.vocab_size)
         attend = attention_over(cache, positions, cache.reserve(positions), self._scratch)
         turn = self._rotations.at(positions)
         x = self.weights.embeddings[tokens.flatten()]
@@ -130,13 +127,7 @@ class FastLlama:
 def rms_norm(x: Float[Tensor, "tokens dim"], weight: Float[Tensor, "dim"], eps: float) -> Float[Tensor, "tokens dim"]:
     """Return what `RMSNorm` returns."""
     wide = x if x.dtype.itemsize > 2 else x.float()
-    if len(x) == 1 and x.device.type == "cpu":
-        # One row: a dot product instead of a mean of squares, and a number of Python's, which costs nothing to divide by here.
-        row = wide[0]
-        normed = wide * (torch.dot(row, row).item() / row.numel() + eps) ** -0.5
-    else:
-        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight
+    return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)).to(x.dtype) * weight
 
 
 Turn: TypeAlias = Callable[[Float[Tensor, "tokens heads head_dim"]], Float[Tensor, "tokens heads head_dim"]]

@@ -22,7 +22,7 @@ from llama3_edu.cache.store import FloatStore
 from llama3_edu.kernels.packed import PackedLlama
 from llama3_edu.kernels.paged_decode import KINDS, missing
 from llama3_edu.kernels.step import StaticStep, Operations
-from llama3_edu.model import check_tokens
+from llama3_edu.model import checked_positions
 
 __all__ = ["Capture", "Steps", "applies", "cuda_graph"]
 
@@ -95,7 +95,7 @@ class Steps:
         self, tokens: Int[Tensor, "batch 1"], cache: ContiguousCache | PagedCache, positions: Int[Tensor, "batch 1"]
     ) -> Float[Tensor, "batch vocab_size"]:
         """Return what `Llama.next_logits` returns, and leave the cache as it does. Errors are those of `Llama.next_logits`."""
-        check_tokens(tokens, positions, vocab_size=self._weights.config.vocab_size)
+        checked_positions(tokens, cache, positions, vocab_size=self._weights.config.vocab_size)
         cache.reserve(positions)
         captured = self.captured(cache, _next_power_of_two(len(tokens)))
         captured.step.fill(tokens[:, 0], positions[:, 0], _block_table(cache))

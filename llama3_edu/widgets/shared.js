@@ -101,7 +101,7 @@ function labelHeight(tokens, most = 9) {
 function formatBytes(bytes) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let unit = 0;
-  while (bytes >= 1024 && unit < units.length - 1) {
+  while (bytes >= 1023.5 && unit < units.length - 1) {
     bytes /= 1024;
     unit += 1;
   }

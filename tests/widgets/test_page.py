@@ -8,7 +8,9 @@ from browser import WIDGET, assert_fits, press, quiet_page, step_of
 from playwright.sync_api import Browser, Locator, Page, expect
 from widget_pages import MAKERS, long_frames, page_of
 
+import llama3_edu as le
 from llama3_edu import widgets
+from llama3_edu.widgets.base import source
 
 FRAMES = {cls: make() for cls, make in MAKERS.items()}
 MOST_NODES = 12_000
@@ -53,6 +55,13 @@ def test_ten_thousand_steps_are_drawn_and_stepped(
             drawn.press("Home")
             assert step_of(drawn) == 0
         assert drawn.locator("*").count() <= MOST_NODES, "nothing heaps up from step to step"
+
+
+def test_a_widget_writes_sizes_as_python_does(browser: Browser):
+    sizes = [0, 1, 1023, *(int(factor * 2**power) for power in range(10, 60) for factor in (1, 1.3, 1.9997, 1.9999999))]
+    with quiet_page(browser) as page:
+        written = page.evaluate(f"sizes => {{ {source('shared.js')}; return sizes.map(formatBytes); }}", sizes)
+    assert written == [le.format_bytes(size) for size in sizes]
 
 
 LIVE = """async ([script, style, state]) => {
@@ -193,5 +202,7 @@ def test_states_written_small_draw_the_same(browser: Browser, tmp_path: Path):
         for html in (whole, small):
             found = show_html(page, tmp_path, html)
             expect(found).to_have_count(len(shown))
-            drawn.append(found.evaluate_all("nodes => nodes.map(node => [node.dataset.widget, node.offsetHeight, node.innerText])"))
+            drawn.append(
+                found.evaluate_all("nodes => nodes.map(node => [node.dataset.widget, node.offsetHeight, node.innerText])")
+            )
     assert drawn[0] == drawn[1]
