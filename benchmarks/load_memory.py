@@ -29,8 +29,12 @@ BOUND = 1.15
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--preset", default="llama3.2-1b", help="whose shape (default: %(default)s)")
-    options.add_argument("--stored", default="BF16", choices=["BF16", "F16", "F32"], help="type in the file (default: %(default)s)")
-    options.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="types to load as, int8 among them (default: both)")
+    options.add_argument(
+        "--stored", default="BF16", choices=["BF16", "F16", "F32"], help="type in the file (default: %(default)s)"
+    )
+    options.add_argument(
+        "--dtypes", nargs="+", default=["bfloat16", "float32"], help="types to load as, int8 among them (default: both)"
+    )
     options.add_argument("--measure", nargs=2, metavar=("DIRECTORY", "DTYPE"), help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.measure:
@@ -52,7 +56,9 @@ def report(config: LlamaConfig, directory: str, dtype: str) -> None:
     model = int8_weight_bytes(config) if dtype == "int8" else parameter_count(config) * getattr(torch, dtype).itemsize
     ratio = found["peak_bytes"] / model
     verdict = "" if ratio <= BOUND else f"  above {BOUND}"
-    print(f"{dtype:<12}{model / 1e9:>9.3f} GB{found['peak_bytes'] / 1e9:>17.3f} GB{ratio:>16.3f}{found['seconds']:>10.1f}{verdict}")
+    print(
+        f"{dtype:<12}{model / 1e9:>9.3f} GB{found['peak_bytes'] / 1e9:>17.3f} GB{ratio:>16.3f}{found['seconds']:>10.1f}{verdict}"
+    )
 
 
 def measure(directory: Path, dtype: str) -> dict[str, float]:

@@ -57,7 +57,9 @@ def ours(model: Llama, prompt: list[int], new_tokens: int, *, fast: bool) -> Non
 def products(model: FastLlama, times: int) -> None:
     """Multiply a row by every matrix of the model, as often as there are tokens."""
     config = model.config
-    of_stream, of_heads, of_hidden = (torch.ones(width) for width in (config.dim, config.n_heads * config.head_dim, config.hidden_dim))
+    of_stream, of_heads, of_hidden = (
+        torch.ones(width) for width in (config.dim, config.n_heads * config.head_dim, config.hidden_dim)
+    )
     for _ in range(times):
         for layer in model.layers:
             layer.wqkv.of_row(of_stream)

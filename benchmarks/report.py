@@ -45,7 +45,12 @@ class Report:
     def markdown(self) -> str:
         """Return title, machine, table and notes."""
         columns = [name.replace("_", " ") for name in self.rows[0]]
-        lines = [f"# {self.title}", "", f"`python -m benchmarks.{self.script or self.name}{self.command}` on {describe(self.device)}", ""]
+        lines = [
+            f"# {self.title}",
+            "",
+            f"`python -m benchmarks.{self.script or self.name}{self.command}` on {describe(self.device)}",
+            "",
+        ]
         if self.versions:
             lines += [", ".join(f"{name} {version}" for name, version in self.versions.items()), ""]
         lines += [_row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]

@@ -26,7 +26,15 @@ from llama3_edu.frames_mask import mask_frames, perturbation_frames
 from llama3_edu.generate import generate, stream
 from llama3_edu.hardware import default_device
 from llama3_edu.int8 import Int8Embedding, Int8Linear
-from llama3_edu.memory import format_bytes, int8_weight_bytes, kv_bytes, kv_bytes_per_token, max_batch, parameter_count, weight_bytes
+from llama3_edu.memory import (
+    format_bytes,
+    int8_weight_bytes,
+    kv_bytes,
+    kv_bytes_per_token,
+    max_batch,
+    parameter_count,
+    weight_bytes,
+)
 from llama3_edu.memory_recorder import MemoryRecorder
 from llama3_edu.memory_use import MemoryReading, MemorySample, memory_frames, read_memory
 from llama3_edu.model import Attention, Block, FeedForward, Llama, RMSNorm

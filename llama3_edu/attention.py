@@ -15,9 +15,7 @@ AttentionFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None],
 """`attend`, `fused_attend`, or anything of the same signature: queries, keys, values and mask to outputs."""
 
 
-def repeat_kv(
-    x: Float[Tensor, "batch kv_len n_kv_heads head_dim"], n_rep: int
-) -> Float[Tensor, "batch kv_len n_heads head_dim"]:
+def repeat_kv(x: Float[Tensor, "batch kv_len n_kv_heads head_dim"], n_rep: int) -> Float[Tensor, "batch kv_len n_heads head_dim"]:
     """Give every query head its own copy of the key or value head it shares: head h becomes heads h·n_rep … h·n_rep + n_rep − 1.
 
     Equal to `torch.repeat_interleave(x, n_rep, dim=2)`. The `expand` is free; the `reshape` copies, so the result takes

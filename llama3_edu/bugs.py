@@ -63,9 +63,7 @@ class LastLayerOnly(ContiguousCache):
     """Makes one function per layer in a loop. All of them look up `layer`
     when they run, and by then it is the last one."""
 
-    def __init__(
-        self, config: LlamaConfig, batch: int = 1, **options: object
-    ) -> None:
+    def __init__(self, config: LlamaConfig, batch: int = 1, **options: object) -> None:
         super().__init__(config, batch, **options)
         keep = super().update
         layers = range(config.n_layers)

@@ -84,7 +84,9 @@ class LlamaConfig:
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         _require(
             _is_integer(self.head_dim) and self.head_dim > 0 and self.head_dim % 2 == 0,
-            "head_dim", "an even whole number above 0", self.head_dim,
+            "head_dim",
+            "an even whole number above 0",
+            self.head_dim,
         )
         for name in ("norm_eps", "rope_theta"):
             _require(_is_number(getattr(self, name)) and getattr(self, name) > 0, name, "a number above 0", getattr(self, name))

@@ -253,9 +253,7 @@ def _before_the_first(
     }
 
 
-def _growth_step(
-    before: Mapping[str, Any], events: list[KeysStored], names: list[str], texts: list[str]
-) -> dict[str, Any]:
+def _growth_step(before: Mapping[str, Any], events: list[KeysStored], names: list[str], texts: list[str]) -> dict[str, Any]:
     layer, arrived = events[0].layer, _span(events[0].positions[0])
     previous = -1 if before["forward"] is None else before["forward"]
     stored = list(before["stored"])

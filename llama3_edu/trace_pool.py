@@ -323,7 +323,10 @@ def joined_changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
         "blocks": list({block: [block, *rest] for block, *rest in [*one.get("blocks", []), *other.get("blocks", [])]}.values()),
         "tables": list(tables.values()),
         "published": [block for block in one.get("published", []) if block not in other.get("evicted", [])],
-        "touched": [*one.get("touched", []), *(other.get("added", []) if one.get("touched") else [])],  # later ones are used later
+        "touched": [
+            *one.get("touched", []),
+            *(other.get("added", []) if one.get("touched") else []),
+        ],  # later ones are used later
     }
     joined["published"] += other.get("published", [])
     joined["touched"] += other.get("touched", [])

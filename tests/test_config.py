@@ -249,9 +249,7 @@ def test_scaling_that_lacks_a_setting_is_refused(tmp_path: Path, key: str, form:
         ({**META, "lora_args": {"rank": 16}}, "lora_args should be left out; it is {'rank': 16}"),
     ],
 )
-def test_meta_files_that_make_no_model_are_refused(
-    tmp_path: Path, fields: dict[str, Any], message: str, unchecked: None
-) -> None:
+def test_meta_files_that_make_no_model_are_refused(tmp_path: Path, fields: dict[str, Any], message: str, unchecked: None) -> None:
     with pytest.raises(ValueError, match=rf"config\.json: {message}"):
         read(tmp_path, fields)
 

@@ -79,6 +79,8 @@ def memory_frames(new_tokens: int = 11) -> Frames:
         weights = stored_bytes([model], "cpu")
         samples.append(split(le.read_memory(), seconds=index / 8, weights=weights, kv=cache.nbytes))
     return le.memory_frames(samples)
+
+
 def beam_frames(num_beams: int = 4, max_new_tokens: int = 8, block_size: int = 3, eos_id: int | None = 35) -> Frames:
     """A search in which beams are closed, blocks are copied, freed and shared by rows far apart, and beams end before the last."""
     trace, prompt = le.Trace(), text(5)
@@ -115,6 +117,8 @@ def engine_trace(
 
 def schedule_frames() -> Frames:
     return le.schedule_frames({"static": engine_trace(continuous=False, num_blocks=40), "continuous": engine_trace()})
+
+
 def quantisation_frames(length: int = 16) -> Frames:
     return le.quantisation_frames(
         small_model(), text(length), layer=1, head=1, bits=(4, 2), group_sizes=(16, 4), tokenizer=Words()
@@ -177,7 +181,9 @@ def long_recompute_frames(num_steps: int) -> Frames:
         spans = {"naive": [0, index + 1], "cached": [index, index + 1]}
         totals = {run: totals[run] + spans[run][1] - spans[run][0] for run in totals}
         summary = f"Step {index + 1} has computed {totals['naive']} tokens without a cache, {totals['cached']} with one."
-        steps.append({"chosen": index + 1, **spans, **{f"{run}_total": total for run, total in totals.items()}, "summary": summary})
+        steps.append(
+            {"chosen": index + 1, **spans, **{f"{run}_total": total for run, total in totals.items()}, "summary": summary}
+        )
     tokens = [WORDS[index % len(WORDS)] for index in range(num_steps + 1)]
     return {"tokens": tokens, "prompt_len": 1, "steps": steps}
 

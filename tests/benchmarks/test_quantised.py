@@ -90,6 +90,7 @@ def test_sizes_are_those_of_the_caches() -> None:
     # Two 16-bit numbers per group, in units of a number's share of them.
     assert bits == {(bits, size): 16 if bits is None else bits + 32 / size for bits, size in bits}
     row = sizes(Setting(2, 16, residual=64), config)
-    assert row["KiB_for_512_tokens"] * 1024 == QuantizedCache(
-        config, bits=2, group_size=16, residual=64, dtype=torch.bfloat16
-    ).nbytes
+    assert (
+        row["KiB_for_512_tokens"] * 1024
+        == QuantizedCache(config, bits=2, group_size=16, residual=64, dtype=torch.bfloat16).nbytes
+    )

@@ -36,7 +36,9 @@ def executed_notebook() -> nbformat.NotebookNode:
             "w",
             execution_count=9,
             outputs=[
-                new_output("execute_result", {"text/plain": "W(3)", notebooks.WIDGET_VIEW: {"model_id": "f00d"}}, execution_count=9)
+                new_output(
+                    "execute_result", {"text/plain": "W(3)", notebooks.WIDGET_VIEW: {"model_id": "f00d"}}, execution_count=9
+                )
             ],
         ),
     ]

@@ -91,7 +91,10 @@ def test_the_setup_cell_does_nothing_elsewhere(prepared: Prepared, tmp_path: Pat
     elsewhere = colab.Kernel(prepared.python, tmp_path)
     messages = elsewhere.run(prepared.cell)
     assert [message["msg_type"] for message in messages if message["msg_type"] not in ("status", "execute_input")] == []
-    assert elsewhere.printed("import sys\nprint([name for name in sys.modules if name.startswith(('llama3_edu', 'torch'))])") == "[]\n"
+    assert (
+        elsewhere.printed("import sys\nprint([name for name in sys.modules if name.startswith(('llama3_edu', 'torch'))])")
+        == "[]\n"
+    )
     elsewhere.close()
     assert colab.installed(prepared.python) == prepared.after
 
@@ -151,4 +154,6 @@ def test_a_notebook_runs_and_checks_say_one_line(path: Path, python: Path, tmp_p
     assert bool(checks) == (path.parent.name == "exercises")
     for cell, before in checks:
         (shown,), (wanted,) = cell.outputs, before.outputs
-        assert shown.traceback == wanted.traceback and len(shown.traceback) == 1, "one line, and no way through the package's code"
+        assert shown.traceback == wanted.traceback and len(shown.traceback) == 1, (
+            "one line, and no way through the package's code"
+        )

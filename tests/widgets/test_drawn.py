@@ -327,6 +327,8 @@ def check_moments(panel: Locator, run: dict, through: int) -> None:
         expected |= {(kind, request, step) for kind in ("forked", "preempted") for request, _ in own[kind]}
         expected |= {("finished", request, step) for request in own["finished"]}
     assert moments == expected
+
+
 def check_bugs(widget: Locator, frames: Frames, step: int) -> None:
     own = frames["steps"][step]
     drawn = "nodes => nodes.map(node => [Number(node.dataset.error), node.dataset.state, node.lastChild.getBBox().y])"
@@ -347,6 +349,8 @@ def check_bugs(widget: Locator, frames: Frames, step: int) -> None:
         assert book == (["right", f"={words}"] if equal else ["wrong", f"≠{words}"])
     assert widget.locator("button.le-suspect span:last-child").all_inner_texts() == frames["names"]
     assert states(widget, "button.le-suspect") == {"untried": len(frames["names"])}, "nothing is given away"
+
+
 def check_quantisation(widget: Locator, frames: Frames, step: int) -> None:
     own = frames["steps"][step]
     script = "nodes => nodes.map(({ dataset, width, height }) => [dataset.error, width.baseVal.value, height.baseVal.value].map(Number))"
@@ -754,6 +758,8 @@ def test_sixty_four_requests_over_hundreds_of_steps_stay_readable(width: int, br
                 apart = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
                 assert apart or one["y"] + one["height"] <= other["y"] + 4 or other["y"] + other["height"] <= one["y"] + 4
             assert widget.locator(".le-schedule *").count() < 6_000
+
+
 @pytest.mark.parametrize("how", ["mouse", "keyboard", "touch"])
 def test_a_name_is_judged_at_once_and_each_case_keeps_its_verdict(how: str, browser: Browser, tmp_path: Path):
     frames = FRAMES[widgets.BugHunt]
@@ -777,6 +783,8 @@ def test_a_name_is_judged_at_once_and_each_case_keeps_its_verdict(how: str, brow
         press(widget, "back")
         assert states(widget, "button.le-suspect") == {"untried": len(frames["names"]) - 2, "right": 1, "wrong": 1}
         assert reply.inner_text() == replies[answer]
+
+
 def test_a_rounded_number_is_told_by_pointer_and_by_key_and_choices_lead_to_their_step(browser: Browser, tmp_path: Path):
     frames = FRAMES[widgets.QuantisationError]
     with quiet_page(browser) as page:
