@@ -86,6 +86,8 @@ def test_the_slider_and_the_trait_move_together(lab: str, browser: Browser):
     page.set_default_timeout(60_000)
     page.goto(f"{lab}/doc/tree/widget.ipynb")
     expect(page.locator(".jp-CodeCell")).to_have_count(len(CELLS), timeout=60_000)
+    # JupyterLab drops what is run before its kernel is there.
+    expect(page.locator("#jp-main-statusbar")).to_contain_text("Python 3 (ipykernel) | Idle", timeout=60_000)
     run(page, 0)
     widget = page.locator(f".jp-OutputArea {WIDGET}")
     expect(widget).to_be_visible(timeout=60_000)
