@@ -6,7 +6,7 @@ Memory that nobody has written is NaN throughout this file, so a cache that lets
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -89,6 +89,7 @@ EXACT = {
 """Caches that keep every number as it comes: they answer as no cache does."""
 
 
+@cache
 def rounds(bits: int, *, residual: int = 0) -> Rounding:
     return partial(RoundedCache, bits=bits, group_size=BLOCK, residual=residual)
 
@@ -124,6 +125,16 @@ def unwritten_memory_is_nan() -> Iterator[None]:
 
 def make(maker: Maker, batch: int, model: Llama = MODEL, **options: object) -> KVCache:
     return maker.make(model.config, batch, **{"dtype": model.dtype, "device": model.device, **options})
+
+
+@cache
+def logits_alone(model: Llama, rounding: Rounding | None, pieces: tuple[tuple[int, ...], ...]) -> Tensor:
+    """What a row gets where it is the only one; worked out once for all caches that are fed the same."""
+    if rounding is None:
+        (row,) = pieces
+        return model(torch.tensor([row], device=model.device))[0]
+    kept, on_cpu = rounding(model.config), deepcopy(model).cpu()
+    return torch.cat([on_cpu(torch.tensor([piece]), kept)[0] for piece in pieces]).to(model.device)
 
 
 @dataclass
@@ -167,11 +178,8 @@ class Fed:
         assert self.cache.seq_lens.tolist() == [len(row) for row in self.rows]
 
     def alone(self, row: int) -> Tensor:
-        if self.rounding is None:
-            return self.model(torch.tensor([self.rows[row]], device=self.model.device))[0]
-        cache, model = self.rounding(self.model.config), deepcopy(self.model).cpu()
-        logits = [model(torch.tensor([piece]), cache)[0] for piece in self.pieces[row]]
-        return torch.cat(logits).to(self.model.device)
+        pieces = [self.rows[row]] if self.rounding is None else self.pieces[row]
+        return logits_alone(self.model, self.rounding, tuple(map(tuple, pieces)))
 
     def reorder(self, parents: Sequence[int]) -> None:
         for cache in (self.cache, self.fast_cache):
