@@ -17,6 +17,9 @@ PACKAGE_SOURCES := $(shell find llama3_edu -type f -not -path '*/__pycache__/*')
 IN_BROWSER := tests/book/test_browser.py $(filter-out tests/widgets/test_classes.py tests/widgets/test_colab.py, \
     $(wildcard tests/widgets/test_*.py))
 
+# What stands around the package's own tests: the exercises' checks, the course, the tools.
+AROUND := tests/checks tests/course tests/widgets tests/tools tests/benchmarks
+
 # bubblewrap is Linux's. Elsewhere the grader refuses to run submissions, and that is what is tested.
 COURSE_TESTS := $(if $(filter Linux,$(shell uname -s)),slow,"slow and not sandbox")
 
@@ -35,7 +38,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install instructors book test test-unit test-notebooks test-browser test-pages test-site test-widgets browser test-slow test-colab test-instructors notebooks peers benchmarks lock audit clean clean-all
+.PHONY: help install instructors book test test-unit test-package test-course test-notebooks test-browser test-pages test-site test-widgets browser test-slow test-colab test-instructors notebooks peers benchmarks lock audit clean clean-all
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -60,15 +63,20 @@ $(BUILT): $(INSTALLED) $(BOOK_SOURCES) $(PACKAGE_SOURCES)
 	$(BIN)/jupyter-book build . --all -W --keep-going
 	@touch $@
 
-# Two at a time, with one thread each: most machines that run tests have two cores. Where make can, what each prints stays together.
-TOGETHER = OMP_NUM_THREADS=1 $(MAKE) -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# Several suites at a time, with one thread each; a browser waits more than it works, so three for two cores. The book is built first: two
+# suites need it. Where make can, what each prints stays together.
+TOGETHER = OMP_NUM_THREADS=1 $(MAKE) -j3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 test: $(INSTALLED) browser ## Run every test but the slow ones
-	$(TOGETHER) test-unit test-notebooks $(BUILT) test-widgets
-	$(TOGETHER) test-pages test-site
+	$(TOGETHER) $(BUILT) test-package test-pages test-widgets test-course test-notebooks test-site
 
-test-unit: $(INSTALLED) ## Test the package: units, properties, parity with transformers
-	$(BIN)/python -m pytest tests -m "not slow $(WITH_TRITON)" $(addprefix --ignore=,tests/book $(IN_BROWSER))
+test-unit: test-package test-course ## Test the package: units, properties, parity with transformers; the checks, the tools
+
+test-package: $(INSTALLED)
+	$(BIN)/python -m pytest tests -m "not slow $(WITH_TRITON)" $(addprefix --ignore=,tests/book $(IN_BROWSER) $(AROUND))
+
+test-course: $(INSTALLED)
+	$(BIN)/python -m pytest $(AROUND) -m "not slow $(WITH_TRITON)" $(addprefix --ignore=,$(IN_BROWSER))
 
 test-notebooks: $(INSTALLED) ## Re-run every notebook; every output must come out as committed
 	$(BIN)/python -m pytest tests/book/test_notebooks.py tests/book/test_gallery.py

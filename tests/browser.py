@@ -2,12 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PLACES = (
@@ -40,6 +44,23 @@ def find_chromium() -> str:
 def launch(playwright: Playwright) -> Browser:
     flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     return playwright.chromium.launch(executable_path=find_chromium(), args=flags)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = launch(playwright)
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def served(handler: Callable[..., SimpleHTTPRequestHandler], folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine; yield the address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder)) as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
 
 
 class Watch:

@@ -138,7 +138,7 @@ def test_impossible_amounts_are_refused(call: object, message: str) -> None:
         (1536, "1.500 KiB"),
         (GIB, "1 GiB"),
         (GIB - 2**17, "1.000 GiB"),
-    ],  # fmt: skip
+    ],
 )
 def test_sizes_for_people(nbytes: int, text: str) -> None:
     assert format_bytes(nbytes) == text

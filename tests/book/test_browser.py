@@ -5,17 +5,15 @@ import gzip
 import os
 import re
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from importlib import resources
 from pathlib import Path
-from threading import Thread
 
 import nbformat
 import pytest
 from book_pages import listed_pages
-from browser import WIDGET, assert_asks, assert_fits, assert_steps, launch, quiet_page
-from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
+from browser import WIDGET, assert_asks, assert_fits, assert_steps, quiet_page, served
+from playwright.sync_api import Browser, Page, Response, expect
 
 from llama3_edu import widgets
 
@@ -82,18 +80,8 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=SITE)) as running:
-        Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = launch(playwright)
-        yield opened
-        opened.close()
+    with served(QuietHandler, SITE) as address:
+        yield address
 
 
 @pytest.fixture(params=listed_pages())

@@ -1,15 +1,12 @@
 """The site's own ways in a browser: search, dark and light, paper, the page for lost addresses, and the policy that holds."""
 
 from collections.abc import Iterator
-from functools import partial
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import urlsplit
 
 import pytest
-from browser import WIDGET, launch, quiet_page
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browser import WIDGET, quiet_page, served
+from playwright.sync_api import Browser, Page, expect
 from test_browser import SITE, QuietHandler, expected_widgets, grave_violations
 from test_site_files import HOME
 
@@ -30,18 +27,8 @@ class LikeAHost(QuietHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(LikeAHost, directory=SITE)) as running:
-        Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}{PREFIX}"
-        running.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = launch(playwright)
-        yield opened
-        opened.close()
+    with served(LikeAHost, SITE) as address:
+        yield address + PREFIX
 
 
 @pytest.fixture(params=["http", "file"])

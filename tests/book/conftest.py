@@ -1,0 +1,5 @@
+"""One browser for all pages."""
+
+from browser import browser
+
+__all__ = ["browser"]
