@@ -197,7 +197,7 @@ def limits(model: Llama, *, context: int, steps: int) -> list[Limit]:
     product = make_projection(whole)
     ways: dict[str, Callable[[], object]] = {
         "mv, one matrix": lambda: torch.mv(whole, vector),
-        "product, one matrix": lambda: product(vector[None]),
+        "product, one matrix": lambda: product.of_row(vector),
         "sum": lambda: whole.sum(),
     }
     if model.dtype == torch.float32:

@@ -20,7 +20,7 @@ from benchmarks.workload import random_ids
 from llama3_edu import ContiguousCache, Llama, LlamaConfig, kv_bytes, stream
 
 STEP, PRODUCTS, ATTENTION, REST = "a step", "products", "attention", "everything else"
-OF_PRODUCTS = ("mkldnn::_linear_pointwise", "aten::mv", "aten::addmv", "aten::addmv_")
+OF_PRODUCTS = ("aten::_embedding_bag_forward_only", "mkldnn::_linear_pointwise", "aten::mv", "aten::addmv", "aten::addmv_")
 OF_ATTENTION = ("aten::scaled_dot_product_attention",)
 
 

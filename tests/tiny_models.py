@@ -31,7 +31,9 @@ SHAPES = {
 def random_model(
     config: LlamaConfig = CONFIG, *, seed: int = 7, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
 ) -> Llama:
-    """A model with random weights, the norms' included, so that no weight is a 1 that hides a mistake."""
+    """A model with random weights, the norms' included, so that no weight is a 1 that hides a mistake. It is not in training, as loaded
+    models are not: only then do fast paths apply.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = Llama(config)
     with torch.no_grad():
@@ -39,7 +41,7 @@ def random_model(
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(1 + 0.2 * noise if "norm" in name else noise / parameter.shape[-1] ** 0.5)
         model.tok_embeddings.weight.mul_(config.dim**0.5)
-    return model.to(device=device, dtype=dtype).requires_grad_(False)
+    return model.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
 def random_tokens(*shape: int, seed: int = 3, config: LlamaConfig = CONFIG) -> Tensor:

@@ -24,8 +24,8 @@ def fastest(model: Llama, *, fast: bool = True) -> NextLogits:
     The fast path stands in for the model where the two do the same: where the model is made of the package's own layers, attends with
     `fused_attend`, is not in training, and nobody watches its layers with a hook. Anything else runs as it stands in `model.py`.
 
-    On a processor that multiplies bfloat16 itself, matrices in bfloat16 are held a second time, in the order in which it does so, if that
-    takes less than half of the memory that is free.
+    On an x86 processor large matrices are held a second time if that takes less than half of the memory that is free: in bfloat16 in the
+    order in which the processor multiplies, in float32 transposed. Who writes into a weight asks anew, and the copy is made anew.
 
     Args:
         fast: False: the model itself, in any case.

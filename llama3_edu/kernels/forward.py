@@ -35,7 +35,8 @@ class FastLlama:
 
     Args:
         weights: used where they lie.
-        may_copy: whether 16-bit matrices may be held a second time, in the order in which this processor multiplies them.
+        may_copy: whether matrices may be held a second time, in the order in which this processor reads them fastest. What is written
+            into the weights later is not seen in the copy.
     """
 
     def __init__(self, weights: PackedLlama, *, may_copy: bool = True) -> None:

@@ -1,7 +1,8 @@
 """A model's weights as the fast paths want them: matrices that are read together lie together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -64,26 +65,43 @@ def pack(model: Llama) -> PackedLlama:
     """Return a model's weights with the matrices of queries, keys and values in one, and gate and up in one.
 
     Nothing is held twice: the model's own parameters become views of the fused matrices, with the values they had. So what is
-    written into them later is seen here too. A model is packed once; packed again, its fused matrices are found where they are.
+    written into them later is seen here too. A model is packed once; packed again, its fused matrices are found where they are, and
+    what is returned is the same object unless something was written into a parameter since: what was derived from it is out of date
+    then. (PyTorch does not count what is written through `parameter.data`.)
 
     Raises:
         ValueError: the model is not made of `Llama`'s own plain layers.
     """
     if not is_plain(model):
         raise ValueError("only a model of the package's own layers, without hooks and with plain matrices, can be packed")
-    addresses, packed = _PACKED.get(model, ((), None))
-    if packed is None or addresses != _addresses(model):
+    known, packed = _PACKED.get(model, (_State((), ()), None))
+    state = _state(model)
+    if packed is not None and known == state:
+        return packed
+    if packed is not None and known.addresses == state.addresses:
+        packed = replace(packed)
+    else:
         packed = _pack(model)
-        _PACKED[model] = _addresses(model), packed
+        state = _state(model)
+    _PACKED[model] = state, packed
     return packed
 
 
-_PACKED: "WeakKeyDictionary[Llama, tuple[tuple[int, ...], PackedLlama]]" = WeakKeyDictionary()
+class _State(NamedTuple):
+    """Where the parameters lie, and how often each was written into. What was packed is held: nothing else comes to lie there."""
+
+    addresses: tuple[int, ...]
+    versions: tuple[int, ...]
 
 
-def _addresses(model: Llama) -> tuple[int, ...]:
-    """Where the parameters lie. What was packed is held, so that nothing else comes to lie there."""
-    return tuple(weight.data_ptr() for module in _modules(model) for weight in module._parameters.values() if weight is not None)
+_PACKED: "WeakKeyDictionary[Llama, tuple[_State, PackedLlama]]" = WeakKeyDictionary()
+
+
+def _state(model: Llama) -> _State:
+    weights = [weight for module in _modules(model) for weight in module._parameters.values() if weight is not None]
+    # What was made in inference mode counts nothing.
+    versions = tuple(0 if weight.is_inference() else weight._version for weight in weights)
+    return _State(tuple(weight.data_ptr() for weight in weights), versions)
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:

@@ -255,7 +255,7 @@ def test_blocks_are_handed_over_where_they_lie() -> None:
 @triton
 @pytest.mark.parametrize("bits", [None, 8])
 def test_the_engine_writes_the_same_text_with_the_kernel(bits: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = random_model(dtype=torch.float32).eval()
+    model = random_model(dtype=torch.float32)
     layers = []
     in_place = paged_decode.attend_in_place
     monkeypatch.setattr(
@@ -308,6 +308,6 @@ def test_what_does_not_fit_is_refused(device: torch.device, unchecked: None) -> 
 
 def test_generation_on_the_processor_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paged_decode, "attend_in_place", None)
-    model, tokens = random_model().eval(), random_tokens(2, 5)
+    model, tokens = random_model(), random_tokens(2, 5)
     cache = PagedCache(BlockPool(CONFIG, num_blocks=20, block_size=4, dtype=torch.float64), [[], []])
     assert torch.equal(generate(model, tokens, max_new_tokens=4, cache=cache), generate(model, tokens, max_new_tokens=4))

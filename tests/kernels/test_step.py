@@ -16,7 +16,7 @@ from llama3_edu.kernels import forward, graphs, pack
 from llama3_edu.kernels.graphs import Steps
 from llama3_edu.kernels.step import Operations, PlainOperations
 
-MODELS = {shape: random_model(config).eval() for shape, config in SHAPES.items()}
+MODELS = {shape: random_model(config) for shape, config in SHAPES.items()}
 MODEL = MODELS["grouped"]
 ROOM = 40
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -144,7 +144,7 @@ def test_rows_that_change_places_are_found_where_they_went(make: Callable[..., K
 
 @every_cache
 def test_generation_is_the_same(make: Callable[..., KVCache], monkeypatch: pytest.MonkeyPatch) -> None:
-    capture, prompt, model = Played(), random_tokens(2, 6), random_model(seed=8).eval()
+    capture, prompt, model = Played(), random_tokens(2, 6), random_model(seed=8)
     monkeypatch.setattr(graphs, "applies", lambda weights, cache, positions: positions.shape[1] == 1)
     monkeypatch.setattr(forward.graphs, "Steps", lambda weights: Steps(weights, operations=PlainOperations(), capture=capture))
     found = generate(model, prompt, max_new_tokens=12, cache=make(model, 2))
@@ -188,7 +188,7 @@ def test_what_a_graph_serves() -> None:
 def test_a_step_of_kernels_equals_the_model_and_asks_the_host_nothing(
     make: Callable[..., KVCache], batch: int, captured: bool
 ) -> None:
-    model = random_model(SHAPES["explicit head_dim"], dtype=torch.float32, device=DEVICE).eval()
+    model = random_model(SHAPES["explicit head_dim"], dtype=torch.float32, device=DEVICE)
     steps = Steps(pack(model), capture=graphs.cuda_graph if captured else Played(strict=True))
     cache, tokens = make(model, batch), random_tokens(batch, 9).to(DEVICE)
     model.next_logits(tokens[:, :3], cache)
@@ -265,6 +265,6 @@ def test_a_step_met_in_inference_mode_goes_on_outside_of_it(make: Callable[..., 
 
 
 def test_a_model_of_one_layer_is_no_exception() -> None:
-    model = random_model(replace(CONFIG, n_layers=1)).eval()
+    model = random_model(replace(CONFIG, n_layers=1))
     steps, cache = steps_of(model, Played()), paged(model, 1, block_size=1)
     assert_same(steps.next_logits(torch.tensor([[7]]), cache, torch.tensor([[0]])), model.next_logits(torch.tensor([[7]])))
