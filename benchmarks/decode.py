@@ -135,7 +135,7 @@ def _contenders(
 def _add(report: Report, timing: Timing, ours: Timing, limit: Timing, *, context: int, steps: int, same: int) -> None:
     scale = speed.MS / steps
     times, is_limit = ratios(timing, ours), timing is limit
-    mbu = limit.median / timing.median
+    mbu = statistics.median(ratios(limit, timing))
     report.add(
         context=context, contender=timing.name, ms_per_token=speed.spread(timing, scale), MBU=f"{mbu:.2f}",
         time_over_ours=f"{statistics.median(times):.2f}", rejected=timing.rejected,
