@@ -38,7 +38,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install instructors book test test-unit test-package test-course test-notebooks test-browser test-pages test-site test-widgets browser test-slow test-colab test-instructors notebooks peers benchmarks lock audit clean clean-all
+.PHONY: help install instructors book test test-unit test-package test-course test-notebooks test-browser test-pages test-site test-widgets browser test-slow test-slow-browser test-colab test-instructors notebooks peers benchmarks lock audit clean clean-all
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -99,8 +99,12 @@ test-widgets: $(INSTALLED) browser
 browser: $(INSTALLED)
 	@CHROMIUM="$(CHROMIUM)" tools/chromium.sh >/dev/null
 
-test-slow: $(INSTALLED) test-instructors ## Run the slow tests: the built wheel alone in an empty environment; the course
+test-slow: $(INSTALLED) test-instructors test-slow-browser ## Run the slow tests: the wheel alone, other versions, long runs; the course
 	$(BIN)/python -m pytest tests -m "slow $(WITH_TRITON)" $(addprefix --ignore=,tests/book tests/course $(IN_BROWSER))
+
+test-slow-browser: $(BUILT) browser
+	CHROMIUM="$$(CHROMIUM="$(CHROMIUM)" tools/chromium.sh)" && export CHROMIUM && \
+	$(BIN)/python -m pytest -m slow $(IN_BROWSER)
 
 test-colab: $(INSTALLED) ## Test the first cell, every widget and every notebook beside the versions that Colab has
 	$(BIN)/python -m pytest -m "slow or not slow" tests/widgets/test_colab.py

@@ -185,7 +185,7 @@ def grave_violations(opened: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_axe_finds_nothing_serious(page: str, server: str, scheme: str, browser: Browser):
     with quiet_page(browser, color_scheme=scheme, viewport={"width": 1280, "height": 900}) as opened:
         opened.goto(f"{server}/{page}.html", wait_until="load")

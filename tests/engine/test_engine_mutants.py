@@ -13,6 +13,8 @@ from test_mutants import Check, Mutant, mutate
 from llama3_edu import Engine, Sequence, beam
 from llama3_edu.engine import GrowingText, Scheduler, scheduler, statistics
 
+pytestmark = pytest.mark.slow
+
 
 def life(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state machine, without looking for the shortest way to fail."""

@@ -738,6 +738,7 @@ def test_forks_are_told_of_their_parents(browser: Browser, tmp_path: Path):
         assert f"parts from request {parent} in step" in widget.locator(".le-looked").inner_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280])
 def test_sixty_four_requests_over_hundreds_of_steps_stay_readable(width: int, browser: Browser, tmp_path: Path):
     frames = le.schedule_frames(engine_trace(64, longest=40, num_blocks=40, max_batch=4))

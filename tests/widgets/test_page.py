@@ -30,6 +30,7 @@ def show_html(page: Page, folder: Path, html: str) -> Locator:
     return page.locator(WIDGET)
 
 
+@pytest.mark.slow
 @every_widget
 def test_ten_thousand_steps_are_drawn_and_stepped(
     cls: type[widgets.FrameWidget], browser: Browser, tmp_path: Path, unchecked: None

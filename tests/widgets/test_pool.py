@@ -196,6 +196,7 @@ def test_a_block_among_thousands_can_be_pointed_at(browser: Browser, tmp_path: P
             assert data(widget, ".le-ring-looked", "block") == [[str(block)]]
 
 
+@pytest.mark.slow
 def test_a_large_tree_shows_what_was_used_last_and_says_so(browser: Browser, tmp_path: Path):
     frames = le.prefix_frames(long_life(), num_blocks=4096, block_size=16, most=150)
     last = len(frames["steps"]) - 1
