@@ -46,8 +46,9 @@ def launch(playwright: Playwright) -> Browser:
     return playwright.chromium.launch(executable_path=find_chromium(), args=flags)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """A browser for one file's tests. Of the session, there would be one for each folder that takes this over, and only one may be open."""
     with sync_playwright() as playwright:
         opened = launch(playwright)
         yield opened

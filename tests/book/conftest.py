@@ -1,4 +1,4 @@
-"""One browser for all pages."""
+"""What the tests of pages share."""
 
 from browser import browser
 

@@ -1,4 +1,4 @@
-"""One browser for all widgets."""
+"""What the tests of widgets share."""
 
 from browser import browser
 
