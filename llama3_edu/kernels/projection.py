@@ -105,7 +105,7 @@ class WeightedRowsProjection(OneDnnProjection):
     """Multiplies one row by adding up rows of the transposed matrix, each times its number; more rows with oneDNN.
 
     Adding up rows that each have a weight is what an embedding bag does, and FBGEMM, which does it in PyTorch's builds for x86, reads a
-    matrix at the speed of the memory where oneDNN's loop for one row takes half as long again. Each thread adds up a share of the rows.
+    matrix faster than oneDNN's loop for one row does. Each thread adds up a share of the rows.
 
     Args:
         weight: used where it lies; its transpose is held beside it.
